@@ -1,0 +1,1 @@
+"""Dataflows: sources, joins, training, and the processes around them."""

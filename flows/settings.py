@@ -1,0 +1,338 @@
+"""The one configuration file: TOML, read once at the entry point into values that check themselves.
+
+Environment variables override addresses and carry secrets:
+
+    EXFM_CONFIG      path of the TOML file, for `python -m bytewax.run flows.das:flow`
+    EXFM_RUN         the run's folder
+    EXFM_BOOTSTRAP   `bootstrap.servers`, in place of `kafka.bootstrap`
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from models.schema import Distillation, Encoding, Feature, Learning, Name, Network, Value, named
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Seconds = Annotated[float, Field(gt=0)]
+RESERVED = frozenset({"impression_id", "domain", "ts_ms", "partition", "offset", "index"})
+
+
+class SettingsError(ValueError):
+    """The configuration breaks a rule; the message names file, key, value and rule."""
+
+
+class Kafka(Value):
+    """Where the brokers are."""
+
+    bootstrap: str = ""
+    """Empty: the project starts an Apache Kafka of its own in the run's folder."""
+    client: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Passed to librdkafka as it stands, e.g. `"security.protocol" = "SASL_SSL"`."""
+
+
+class Topic(Value):
+    """One Kafka topic."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+    partitions: Annotated[int, Field(ge=1, le=1000)] = 2
+
+
+class EventTopic(Topic):
+    """A topic that applications write to."""
+
+    format: Literal["json", "arrow"] = "json"
+    """json: one event a message; arrow: an IPC stream of many events a message."""
+    lateness_s: Annotated[float, Field(ge=0)] = 0.0
+    """An event older than its partition's running maximum minus this is late."""
+
+    @property
+    def lateness_ms(self) -> int:
+        """`lateness_s` in milliseconds."""
+        return round(self.lateness_s * 1000)
+
+
+class Topics(Value):
+    """All topics of a run."""
+
+    impressions: EventTopic = EventTopic(name="impressions")
+    labels: EventTopic = EventTopic(name="labels")
+    fm_predictions: Topic = Topic(name="fm_predictions")
+    examples: Topic = Topic(name="examples")
+    snapshots: Topic = Topic(name="snapshots", partitions=1)
+    dead_letters: Topic = Topic(name="dead_letters", partitions=1)
+
+
+class Task(Value):
+    """A label to predict."""
+
+    name: Name
+    window_s: Seconds
+    """The label is 1 if a positive arrives within this long after the impression."""
+    oracle: Name | None = None
+    """Impression column with the true probability (simulated markets); no model sees it."""
+
+    @property
+    def window_ms(self) -> int:
+        """`window_s` in milliseconds."""
+        return round(self.window_s * 1000)
+
+
+class Das(Value):
+    """The windowed join."""
+
+    shards: Annotated[int, Field(ge=1, le=4096)] = 4
+    bucket_s: Seconds = 1.0
+    repeat_horizon_s: Seconds = 3600.0
+    """An impression whose id was admitted less than this before is a repeat."""
+    idle_s: Seconds = 5.0
+    """Live: a partition read to its end and silent for this long is left out of the watermark."""
+    teacher_grace_s: Seconds = 10.0
+    """Live: examples go out without a prediction once the teacher has been silent this long."""
+    recovery_every_s: Seconds = 5.0
+    """Interval of recovery snapshots (Bytewax epochs)."""
+    max_batch: Annotated[int, Field(ge=1, le=100_000)] = 8192
+    """Messages read at a time from one partition."""
+
+    @property
+    def bucket_ms(self) -> int:
+        """`bucket_s` in milliseconds."""
+        return round(self.bucket_s * 1000)
+
+    @property
+    def repeat_horizon_ms(self) -> int:
+        """`repeat_horizon_s` in milliseconds."""
+        return round(self.repeat_horizon_s * 1000)
+
+
+class Teacher(Value):
+    """The foundation model: trains on all domains and tasks."""
+
+    version: Literal["newest", "as_of"] = "newest"
+    """newest: whatever snapshot is there. as_of: the one that event time prescribes (replays)."""
+    lag_s: Annotated[float, Field(ge=0)] = 0.0
+    """as_of: an impression at t is scored by the last snapshot of t - lag_s."""
+    snapshot_every_s: Seconds = 60.0
+    features: tuple[Name, ...] = ()
+    """Empty: all declared features."""
+    network: Network = Network(dim=16, hidden=(128, 64), table_rows=2**18)
+    learning: Learning = Learning(batch=256)
+    warmup_examples: Annotated[int, Field(ge=0)] = 2000
+    """No snapshot before this many examples were learned."""
+    shuffle_within_domain: bool = False
+    """Control experiment: predictions are permuted within domain before they are written."""
+
+    @property
+    def lag_ms(self) -> int:
+        """`lag_s` in milliseconds."""
+        return round(self.lag_s * 1000)
+
+    @property
+    def snapshot_every_ms(self) -> int:
+        """`snapshot_every_s` in milliseconds."""
+        return round(self.snapshot_every_s * 1000)
+
+
+class Student(Value):
+    """A vertical model: small, served, trained on its own domains."""
+
+    name: Name
+    domains: tuple[Name, ...] = ()
+    """Empty: all domains."""
+    stage: Literal["retrieval", "early", "late"] = "late"
+    tasks: tuple[Name, ...]
+    features: tuple[Name, ...] = ()
+    """Empty: all declared features."""
+    network: Network = Network()
+    learning: Learning = Learning()
+    distillation: Distillation = Distillation()
+    shadow: bool = True
+    """Train a twin in mode `none` on the same batches, so that the gain is measured."""
+    snapshot_every_s: Seconds = 60.0
+    warmup_examples: Annotated[int, Field(ge=0)] = 500
+    """No snapshot before this many examples were learned."""
+
+    @property
+    def snapshot_every_ms(self) -> int:
+        """`snapshot_every_s` in milliseconds."""
+        return round(self.snapshot_every_s * 1000)
+
+
+class Gate(Value):
+    """When a snapshot is refused."""
+
+    max_parity: Annotated[float, Field(gt=0)] = 1e-4
+    """Largest difference of a logit, torch against ONNX Runtime."""
+    max_ne_increase: Annotated[float, Field(ge=0)] = 0.2
+    """Relative increase of the recent NE over the best so far; beyond it the gate refuses."""
+
+
+class Store(Value):
+    """Snapshot store."""
+
+    path: str = ""
+    """Empty: `store/` in the run's folder."""
+    keep: Annotated[int, Field(ge=2)] = 6
+    """Versions kept of a model; older ones are retired."""
+    gate: Gate = Gate()
+
+
+class Serving(Value):
+    """The scoring server."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """0: a free port, written to the run's folder."""
+    poll_s: Seconds = 0.2
+    """How often the store is asked for a newer version."""
+    max_rows: Annotated[int, Field(ge=1)] = 10_000
+    """Candidates a request may hold."""
+
+
+class Settings(Value):
+    """Everything that a run is told."""
+
+    domains: Annotated[tuple[Name, ...], Field(min_length=1)]
+    features: Annotated[tuple[Feature, ...], Field(min_length=1)]
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
+    students: Annotated[tuple[Student, ...], Field(min_length=1)]
+    teacher: Teacher = Teacher()
+    kafka: Kafka = Kafka()
+    topics: Topics = Topics()
+    das: Das = Das()
+    store: Store = Store()
+    serving: Serving = Serving()
+
+    @model_validator(mode="after")
+    def _names_are_declared(self) -> Settings:
+        unique("features", [f.name for f in self.features])
+        unique("tasks", [t.name for t in self.tasks])
+        unique("students", [s.name for s in self.students])
+        unique("domains", list(self.domains))
+        unique("topics", [t.name for _, t in self.topics])
+        for feature in self.features:
+            if feature.name in RESERVED:
+                raise ValueError(f"features: {feature.name!r} is a reserved column")
+        categorical = [f.name for f in self.features if f.kind == "categorical"]
+        for student in self.students:
+            where = f"students.{student.name}"
+            declared(f"{where}.domains", student.domains, self.domains)
+            declared(f"{where}.tasks", student.tasks, [t.name for t in self.tasks])
+            declared(f"{where}.features", student.features, [f.name for f in self.features])
+            seen = [n for n in categorical if not student.features or n in student.features]
+            for cross in student.network.crosses:
+                declared(f"{where}.network.crosses", cross, [*seen, "domain"])
+        declared("teacher.features", self.teacher.features, [f.name for f in self.features])
+        for cross in self.teacher.network.crosses:
+            declared("teacher.network.crosses", cross, [*categorical, "domain"])
+        return self
+
+    @model_validator(mode="after")
+    def _times_agree(self) -> Settings:
+        for where, every_ms in (
+            ("teacher", self.teacher.snapshot_every_ms),
+            *((f"students.{s.name}", s.snapshot_every_ms) for s in self.students),
+        ):
+            if every_ms % self.das.bucket_ms:
+                raise ValueError(
+                    f"{where}.snapshot_every_s = {every_ms / 1000:g} must be a multiple of "
+                    f"das.bucket_s = {self.das.bucket_s:g}"
+                )
+        if self.as_of and self.teacher.lag_ms < self.topics.impressions.lateness_ms:
+            raise ValueError(
+                f"teacher.lag_s = {self.teacher.lag_s:g} must be at least "
+                f"topics.impressions.lateness_s = {self.topics.impressions.lateness_s:g}"
+            )
+        return self
+
+    @property
+    def as_of(self) -> bool:
+        """Event time alone decides: no wall-clock way out of waiting is taken."""
+        return self.teacher.version == "as_of"
+
+    @property
+    def oracles(self) -> tuple[str, ...]:
+        """Columns with true probabilities, in task order, each once."""
+        return tuple(dict.fromkeys(t.oracle for t in self.tasks if t.oracle))
+
+    @property
+    def windows_ms(self) -> tuple[int, ...]:
+        """Distinct label windows, ascending: tasks of one window share an example row."""
+        return tuple(sorted({t.window_ms for t in self.tasks}))
+
+    def student(self, name: str) -> Student:
+        """The student of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        found = {s.name: s for s in self.students}
+        if name not in found:
+            raise KeyError(f"no student {name!r}; configured: {', '.join(found)}")
+        return found[name]
+
+    def encoding(self, owner: Teacher | Student) -> Encoding:
+        """How `owner` sees an impression; `domain` is always its first categorical feature."""
+        chosen = named(self.features, owner.features) if owner.features else self.features
+        domain = Feature(name="domain", kind="categorical")
+        network = owner.network
+        return Encoding(
+            features=(domain, *chosen), crosses=network.crosses, table_rows=network.table_rows
+        )
+
+
+def unique(key: str, names: list[str]) -> None:
+    """Raise ValueError unless all names differ."""
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ValueError(f"{key}: each name once, repeated: {', '.join(twice)}")
+
+
+def declared(key: str, names: tuple[str, ...], known: Any) -> None:
+    """Raise ValueError unless every name is among `known`."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{key}: {name!r} is not declared; declared: {', '.join(known)}")
+
+
+def load(path: Path, environ: dict[str, str] | None = None) -> Settings:
+    """Settings of a TOML file.
+
+    Args:
+        path: the file.
+        environ: environment whose EXFM_BOOTSTRAP overrides `kafka.bootstrap`.
+
+    Raises:
+        SettingsError: the file is missing, not TOML, or breaks a rule.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not TOML: {error}") from error
+    if environ and environ.get("EXFM_BOOTSTRAP"):
+        raw = {**raw, "kafka": {**raw.get("kafka", {}), "bootstrap": environ["EXFM_BOOTSTRAP"]}}
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError("\n".join(explain(path, error))) from error
+
+
+def explain(path: Path, error: ValidationError) -> list[str]:
+    """A line for each broken rule: file, key, value, rule."""
+    lines = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"])
+        rule = item["msg"].removeprefix("Value error, ")
+        value = "" if item["type"] in ("missing", "value_error") else f" = {item['input']!r}"
+        lines.append(f"{path}: {key}{value}: {rule}" if key else f"{path}: {rule}")
+    return lines

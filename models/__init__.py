@@ -1,0 +1,1 @@
+"""Tensors and numbers: schema, encoding, networks, losses, metrics, online learning."""

@@ -1,0 +1,1 @@
+"""Every Prometheus metric, its exporter, rules and dashboards."""

@@ -1,0 +1,1 @@
+"""ONNX export, parity, snapshot store, and the scoring server."""
