@@ -1,1 +1,1 @@
-"""ONNX export, parity, snapshot store, and the scoring server."""
+"""Serving graphs, the snapshot store and the server that scores from it."""
