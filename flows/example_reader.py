@@ -1,0 +1,193 @@
+"""Puts examples into the one order in which they are learned: bucket, shard, running number.
+
+Messages of `examples` may be cut anywhere, arrive in any interleaving of partitions, and repeat
+after a crash of their writer. Rows count once, by their running number; a bucket is ready when the
+marks of all shards have passed it. What was handed out is described by one position and one number
+a partition and shard, from which another reader goes on with exactly the next row.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from flows.records import BEGIN_MS, END_MS, ExampleHeader, floor_ms
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """How far `examples` has been applied."""
+
+    positions: tuple[int, ...]
+    """Per partition: offset of the first message that is not fully applied."""
+    applied: tuple[int, ...]
+    """Per shard: running number of the next row to apply."""
+    through_ms: int = BEGIN_MS
+    """Event time is applied completely up to here."""
+
+    @staticmethod
+    def start(partitions: int, shards: int) -> Place:
+        """The beginning of the topic."""
+        return Place(positions=(0,) * partitions, applied=(0,) * shards)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """Complete buckets, in order, and the place behind them."""
+
+    table: pa.Table
+    """Rows that the reader keeps, in the order of learning."""
+    place: Place
+
+    @property
+    def ended(self) -> bool:
+        """Whether the log has nothing more."""
+        return self.place.through_ms >= END_MS
+
+
+@dataclass(kw_only=True, slots=True)
+class Chunk:
+    """Rows of one shard that wait for their bucket to be complete."""
+
+    first: int
+    """Running number of the first row."""
+    buckets: Integers
+    """Start of the bucket of each row, ascending, shape [N]."""
+    kept: Mask
+    """Which rows the model learns, shape [N]."""
+    table: pa.Table
+    """The rows kept."""
+
+
+@dataclass(slots=True)
+class Shard:
+    """One shard's sequence of rows."""
+
+    following: int
+    """Running number that is accepted next."""
+    mark_ms: int
+    applied: int
+    chunks: deque[Chunk] = field(default_factory=deque)
+
+
+class ExampleReader:
+    """Merges the partitions of `examples` for one model."""
+
+    def __init__(
+        self,
+        place: Place,
+        bucket_ms: int,
+        schema: pa.Schema,
+        keep: Callable[[pa.Table], Mask],
+    ) -> None:
+        """Start behind `place`; `keep` says which rows the model learns, the others only count."""
+        self.through_ms = place.through_ms
+        self.pending_rows = 0
+        self.repeats = 0
+        self._bucket_ms = bucket_ms
+        self._end_ms = floor_ms(END_MS, bucket_ms)
+        self._empty = schema.empty_table()
+        self._keep = keep
+        self._shards = [Shard(number, place.through_ms, number) for number in place.applied]
+        self._read = list(place.positions)
+        self._unapplied: list[deque[tuple[int, int]]] = [deque() for _ in place.positions]
+
+    def put(self, partition: int, offset: int, table: pa.Table, header: ExampleHeader) -> None:
+        """Take one message: its new rows, then its mark."""
+        buckets = table["closed_ts_ms"].to_numpy() // self._bucket_ms * self._bucket_ms
+        mark_ms = header["through_ms"]
+        ends = [] if mark_ms is None else [self._normal(mark_ms)]
+        if table.num_rows:
+            ends.append(int(buckets.max()) + self._bucket_ms)
+        if ends:
+            self._unapplied[partition].append((offset, max(ends)))
+        self._read[partition] = offset + 1
+        shard = self._shards[header["shard"]]
+        self._accept(shard, header["first"], table, buckets)
+        if mark_ms is not None and header["total"] == shard.following:
+            shard.mark_ms = max(shard.mark_ms, self._normal(mark_ms))
+
+    def take(self) -> Ready | None:
+        """What has become complete since the last call; None: nothing."""
+        through_ms = min(shard.mark_ms for shard in self._shards)
+        if through_ms <= self.through_ms:
+            return None
+        self.through_ms = through_ms
+        parts: list[pa.Table] = []
+        buckets: list[Integers] = []
+        for shard in self._shards:
+            self._release(shard, parts, buckets)
+        table = self._empty
+        if parts:
+            table = pa.concat_tables(parts).combine_chunks()
+            # Stable: rows stand shard by shard, in running order, already.
+            order = np.argsort(np.concatenate(buckets), kind="stable")
+            table = table.take(pa.array(order))
+        return Ready(table=table, place=self.place())
+
+    def place(self) -> Place:
+        """The place behind all rows handed out."""
+        for queue in self._unapplied:
+            while queue and queue[0][1] <= self.through_ms:
+                queue.popleft()
+        return Place(
+            positions=tuple(
+                queue[0][0] if queue else read
+                for queue, read in zip(self._unapplied, self._read, strict=True)
+            ),
+            applied=tuple(shard.applied for shard in self._shards),
+            through_ms=self.through_ms,
+        )
+
+    def behind(self) -> Sequence[int]:
+        """Shards that hold the others back."""
+        least = min(shard.mark_ms for shard in self._shards)
+        return [i for i, shard in enumerate(self._shards) if shard.mark_ms == least]
+
+    def _normal(self, mark_ms: int) -> int:
+        return END_MS if mark_ms >= self._end_ms else mark_ms
+
+    def _accept(self, shard: Shard, first: int, table: pa.Table, buckets: Integers) -> None:
+        known = shard.following - first
+        if known < 0 or known >= table.num_rows:  # a gap that a restarted writer fills; or repeats
+            self.repeats += table.num_rows
+            return
+        self.repeats += known
+        table, buckets = table.slice(known), buckets[known:]
+        kept = self._keep(table)
+        if not kept.all():
+            table = table.filter(pa.array(kept))
+        chunk = Chunk(first=shard.following, buckets=buckets, kept=kept, table=table)
+        shard.chunks.append(chunk)
+        shard.following += len(buckets)
+        self.pending_rows += len(buckets)
+
+    def _release(self, shard: Shard, parts: list[pa.Table], buckets: list[Integers]) -> None:
+        while shard.chunks:
+            chunk = shard.chunks[0]
+            num = int(np.searchsorted(chunk.buckets, self.through_ms))
+            if num == 0:
+                return
+            num_kept = int(chunk.kept[:num].sum())
+            if num_kept:
+                parts.append(chunk.table.slice(0, num_kept))
+                buckets.append(chunk.buckets[:num][chunk.kept[:num]])
+            shard.applied = chunk.first + num
+            self.pending_rows -= num
+            if num < len(chunk.buckets):
+                shard.chunks[0] = Chunk(
+                    first=chunk.first + num,
+                    buckets=chunk.buckets[num:],
+                    kept=chunk.kept[num:],
+                    table=chunk.table.slice(num_kept),
+                )
+                return
+            shard.chunks.popleft()

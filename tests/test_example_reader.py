@@ -1,0 +1,143 @@
+"""Whatever the messages, their repeats, interleaving and restarts: the same rows in one order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flows.example_reader import ExampleReader, Mask, Place
+from flows.records import END_MS, ExampleHeader
+
+BUCKET_MS = 10
+SCHEMA = pa.schema(
+    [
+        pa.field("closed_ts_ms", pa.int64()),
+        pa.field("shard", pa.int16()),
+        pa.field("number", pa.int64()),
+        pa.field("keep", pa.bool_()),
+    ]
+)
+
+Message = tuple[pa.Table, ExampleHeader]
+
+
+def keep(table: pa.Table) -> Mask:
+    return np.asarray(table["keep"].to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def reader_at(place: Place) -> ExampleReader:
+    return ExampleReader(place, BUCKET_MS, SCHEMA, keep)
+
+
+def rows_of(shard: int, closed: list[int], kept: list[bool], first: int, last: int) -> pa.Table:
+    return pa.table(
+        [closed[first:last], [shard] * (last - first), range(first, last), kept[first:last]],
+        schema=SCHEMA,
+    )
+
+
+@st.composite
+def shard_log(draw: st.DrawFn, shard: int) -> tuple[list[tuple[int, int, int]], list[Message]]:
+    """Rows kept of one shard as (bucket, shard, number), and the messages that carried them."""
+    raw = draw(st.lists(st.integers(0, 99), max_size=25))
+    closed = sorted(raw, key=lambda ts: ts // BUCKET_MS)
+    kept = draw(st.lists(st.booleans(), min_size=len(closed), max_size=len(closed)))
+    messages: list[Message] = []
+    done, marked = 0, False
+    while not marked:
+        if draw(st.integers(0, 5)) == 5:  # a writer restarts from its checkpoint
+            done = draw(st.integers(0, done))
+        last = len(closed) - draw(st.integers(0, len(closed) - done))
+        header = ExampleHeader(shard=shard, first=done, through_ms=None, total=None)
+        if last == len(closed) and not draw(st.booleans()):
+            header["through_ms"], header["total"], marked = END_MS, last, True
+        elif draw(st.booleans()):
+            following = closed[last] // BUCKET_MS * BUCKET_MS if last < len(closed) else 100
+            header["through_ms"], header["total"] = following, last
+        messages.append((rows_of(shard, closed, kept, done, last), header))
+        done = last
+    wanted = [
+        (ts // BUCKET_MS * BUCKET_MS, shard, number)
+        for number, ts in enumerate(closed)
+        if kept[number]
+    ]
+    return wanted, messages
+
+
+@st.composite
+def topic(draw: st.DrawFn) -> tuple[int, list[tuple[int, int, int]], list[list[Message]]]:
+    """Number of shards, rows in order, and the partitions of a whole topic."""
+    num_shards = draw(st.integers(1, 4))
+    partitions: list[list[Message]] = [[] for _ in range(draw(st.integers(1, 3)))]
+    wanted: list[tuple[int, int, int]] = []
+    for shard in range(num_shards):
+        rows, messages = draw(shard_log(shard))
+        wanted += rows
+        partition = partitions[shard % len(partitions)]
+        slots = sorted(
+            draw(st.integers(0, len(partition))) for _ in messages
+        )  # keeps the order within a shard
+        for shift, (slot, message) in enumerate(zip(slots, messages, strict=True)):
+            partition.insert(slot + shift, message)
+    return num_shards, sorted(wanted), partitions
+
+
+def sequence(table: pa.Table) -> list[tuple[int, int, int]]:
+    closed, shard, number = (table[name].to_pylist() for name in SCHEMA.names[:3])
+    return [
+        (ts // BUCKET_MS * BUCKET_MS, s, n) for ts, s, n in zip(closed, shard, number, strict=True)
+    ]
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=topic(), data=st.data())
+def test_reader_yields_every_row_once_in_order(
+    case: tuple[int, list[tuple[int, int, int]], list[list[Message]]], data: st.DataObject
+) -> None:
+    num_shards, wanted, partitions = case
+    place = Place.start(len(partitions), num_shards)
+    reader, at = reader_at(place), list(place.positions)
+    got: list[tuple[int, int, int]] = []
+    restarts = 3
+    while place.through_ms < END_MS:
+        open_partitions = [p for p, messages in enumerate(partitions) if at[p] < len(messages)]
+        partition = data.draw(st.sampled_from(open_partitions))
+        for _ in range(data.draw(st.integers(1, 4))):
+            if at[partition] < len(partitions[partition]):
+                reader.put(partition, at[partition], *partitions[partition][at[partition]])
+                at[partition] += 1
+        ready = reader.take()
+        if ready is not None:
+            got += sequence(ready.table)
+            assert ready.place.through_ms > place.through_ms
+            place = ready.place
+        if restarts and data.draw(st.integers(0, 9)) == 9:  # whatever was not handed out is lost
+            restarts -= 1
+            reader, at = reader_at(place), list(place.positions)
+    assert got == wanted
+    assert reader.pending_rows == 0
+
+
+def test_reader_counts_repeats() -> None:
+    reader = reader_at(Place.start(1, 1))
+    table = rows_of(0, [1, 2, 3], [True] * 3, 0, 3)
+    header = ExampleHeader(shard=0, first=0, through_ms=None, total=None)
+    reader.put(0, 0, table, header)
+    reader.put(0, 1, table.slice(1), {**header, "first": 1})
+    assert reader.repeats == 2
+    assert reader.pending_rows == 3
+
+
+def test_reader_refuses_a_mark_whose_total_disagrees() -> None:
+    reader = reader_at(Place.start(1, 1))
+    table = rows_of(0, [1, 2, 3], [True] * 3, 0, 2)
+    reader.put(0, 0, table, ExampleHeader(shard=0, first=0, through_ms=10, total=3))
+    assert reader.take() is None
+
+
+def test_reader_names_the_shards_that_hold_back() -> None:
+    reader = reader_at(Place.start(1, 2))
+    reader.put(0, 0, SCHEMA.empty_table(), ExampleHeader(shard=0, first=0, through_ms=10, total=0))
+    assert reader.behind() == [1]
