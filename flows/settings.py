@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from flows.event_settings import Market, Noise
 from models.schema import Distillation, Encoding, Feature, Learning, Name, Network, Value, named
 
 if sys.version_info >= (3, 11):
@@ -210,6 +211,8 @@ class Settings(Value):
     das: Das = Das()
     store: Store = Store()
     serving: Serving = Serving()
+    market: Market = Market()
+    noise: Noise = Noise()
 
     @model_validator(mode="after")
     def _names_are_declared(self) -> Settings:
@@ -230,6 +233,7 @@ class Settings(Value):
             seen = [n for n in categorical if not student.features or n in student.features]
             for cross in student.network.crosses:
                 declared(f"{where}.network.crosses", cross, [*seen, "domain"])
+        declared("market.domains", tuple(d.name for d in self.market.domains), self.domains)
         declared("teacher.features", self.teacher.features, [f.name for f in self.features])
         for cross in self.teacher.network.crosses:
             declared("teacher.network.crosses", cross, [*categorical, "domain"])
