@@ -1,0 +1,142 @@
+"""Reads one partition of one topic from an offset that the caller keeps.
+
+Nothing is committed to the broker. A broker that goes away is waited for: librdkafka reconnects,
+and what it says meanwhile is logged. What cannot heal is raised.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from flows.kafka_client import UNREACHABLE, WAIT_S, BrokerUnreachable
+
+logger = logging.getLogger(__name__)
+
+OPTIONS = {
+    "group.id": "exfm",  # the client wants one; nothing is ever committed under it
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "enable.partition.eof": True,
+    "auto.offset.reset": "error",
+    "isolation.level": "read_committed",
+    "fetch.wait.max.ms": 20,
+    "queued.max.messages.kbytes": 16 * 1024,
+    "fetch.message.max.bytes": 4 * 2**20,
+}
+"""Small enough that a dozen consumers of one process stay below 200 MB together."""
+
+
+class PartitionConsumer:
+    """One partition, in order, from `offset` on."""
+
+    def __init__(
+        self, config: dict[str, Any], topic: str, partition: int, offset: int | None
+    ) -> None:
+        """Check that `offset` is still there, and begin to fetch.
+
+        Args:
+            config: of `client_config`.
+            topic: must exist.
+            partition: its number.
+            offset: of the first message to read; None: the oldest that is retained.
+
+        Raises:
+            BrokerUnreachable: no broker answers.
+            RuntimeError: the offset is outside what the partition holds.
+        """
+        self._topic = topic
+        self._partition = partition
+        self._consumer = Consumer({**config, **OPTIONS}, logger=logger, error_cb=self._on_error)
+        self._address = TopicPartition(topic, partition)
+        try:
+            low, self._high = self._bounds(config["bootstrap.servers"])
+            self._position = low if offset is None else offset
+            if not low <= self._position <= self._high:
+                raise self._lost(low, self._high)
+            self._consumer.assign([TopicPartition(topic, partition, self._position)])
+        except BaseException:
+            self._consumer.close()
+            raise
+
+    @property
+    def position(self) -> int:
+        """Offset of the next message that `poll` returns."""
+        return self._position
+
+    def poll(self, max_messages: int) -> list[Message]:
+        """Messages that have arrived, in order, at most `max_messages`; does not wait.
+
+        Raises:
+            RuntimeError: the position is no longer retained, or the client cannot go on.
+        """
+        messages: list[Message] = []
+        for message in self._consumer.consume(max_messages, timeout=0):
+            if message is None:
+                continue
+            error = message.error()
+            if error is None:
+                messages.append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self._reach(message.offset(), messages)
+            else:
+                self._raise_unless_transient(error)
+        if messages:
+            self._advance(messages)
+        return messages
+
+    def at_end(self) -> bool:
+        """Whether everything up to the high watermark, as last heard of, has been returned."""
+        return self.lag() == 0
+
+    def lag(self) -> int:
+        """Offsets between the position and the high watermark, as last heard of."""
+        _, high = self._consumer.get_watermark_offsets(self._address, cached=True)
+        self._high = max(self._high, high)
+        return max(0, self._high - self._position)
+
+    def close(self) -> None:
+        """Leave the broker."""
+        self._consumer.close()
+
+    def _bounds(self, bootstrap: str) -> tuple[int, int]:
+        try:
+            low, high = self._consumer.get_watermark_offsets(self._address, timeout=WAIT_S)
+        except KafkaException as failure:
+            error = failure.args[0]
+            if error.code() in UNREACHABLE:
+                raise BrokerUnreachable(bootstrap, WAIT_S, error.str()) from failure
+            raise RuntimeError(f"{self._place()}: {error.str()}") from failure
+        return low, high
+
+    def _reach(self, offset: int | None, messages: list[Message]) -> None:
+        """Take the end of the partition as position: only control records may lie before it."""
+        if messages:
+            self._advance(messages)
+        if offset is not None and offset > self._position:
+            self._position = offset
+
+    def _advance(self, messages: list[Message]) -> None:
+        self._position = max(self._position, (messages[-1].offset() or 0) + 1)
+
+    def _raise_unless_transient(self, error: KafkaError) -> None:
+        if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            raise self._lost(*self._consumer.get_watermark_offsets(self._address, timeout=WAIT_S))
+        if error.fatal() or not (error.retriable() or error.code() in UNREACHABLE):
+            raise RuntimeError(f"{self._place()}: {error.name()}: {error.str()}")
+        logger.warning("%s: %s, trying again", self._place(), error.str())
+
+    def _lost(self, low: int, high: int) -> RuntimeError:
+        return RuntimeError(
+            f"{self._place()}: offset {self._position} is lost: the partition holds offsets "
+            f"{low} to {high}; retention must keep what was not read yet, "
+            "and a run's state must not outlive its topics"
+        )
+
+    def _place(self) -> str:
+        return f"topic {self._topic!r} partition {self._partition}"
+
+    def _on_error(self, error: KafkaError) -> None:
+        logger.warning("%s: %s", self._place(), error.str())

@@ -1,0 +1,52 @@
+"""Sets rejected events aside: their own bytes, with reason and origin in the headers."""
+
+from __future__ import annotations
+
+from flows.producer import BatchProducer
+
+
+class DeadLetters:
+    """The topic of rejected events; (topic, partition, offset, index) is a letter's identity."""
+
+    def __init__(self, producer: BatchProducer, topic: str) -> None:
+        """Write to `topic` through `producer`, which may serve other topics too."""
+        self._producer = producer
+        self._topic = topic
+
+    def put(
+        self,
+        rejected: bytes | None,
+        topic: str,
+        partition: int,
+        offset: int,
+        reason: str,
+        index: int | None = None,
+    ) -> None:
+        """Send one letter; a crash may repeat it.
+
+        Args:
+            rejected: the bytes as they were read; for a row of an Arrow message, an Arrow IPC
+                stream of that row.
+            topic: where they were read.
+            partition: where they were read.
+            offset: where they were read.
+            reason: why, one of few names.
+            index: the row, if the rest of the message was good.
+        """
+        headers = {
+            "reason": reason.encode(),
+            "topic": topic.encode(),
+            "partition": b"%d" % partition,
+            "offset": b"%d" % offset,
+        }
+        if index is not None:
+            headers["index"] = b"%d" % index
+        self._producer.send(self._topic, rejected, headers=headers, reason=reason)
+
+    def flush(self) -> None:
+        """Wait until every letter is acknowledged.
+
+        Raises:
+            DeliveryError: one was not.
+        """
+        self._producer.flush()
