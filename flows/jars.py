@@ -21,6 +21,7 @@ from jgo.env import EnvironmentSpec, LockedDependency, LockFile
 from jgo.env._lockfile import compute_sha256, compute_spec_hash
 from jgo.maven import MavenContext
 from jgo.parse import Coordinate
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 SPEC_NAME = "jgo.toml"
@@ -33,18 +34,22 @@ class JarError(RuntimeError):
     """A jar could not be fetched, or is not the one that was locked."""
 
 
-def class_path() -> list[Path]:
+def class_path(lock_path: Path | None = None, *, show_progress: bool = False) -> list[Path]:
     """The locked jars in the local Maven cache, fetched if missing, each checked.
+
+    Args:
+        lock_path: None: the project's own lock.
+        show_progress: draw a bar on stderr if that is a terminal.
 
     Raises:
         JarError: a jar cannot be fetched, or its checksum is not the locked one.
     """
-    lock = LockFile.load(_declared(LOCK_NAME))
+    lock = LockFile.load(lock_path or _declared(LOCK_NAME))
     context = _maven()
     with (
         _sole_writer(context.repo_cache),
         ThreadPoolExecutor(NUM_DOWNLOADS) as pool,
-        _progress() as progress,
+        _progress(show_progress) as progress,
     ):
         found = pool.map(lambda jar: _fetch(context, jar), lock.dependencies)
         tracked = progress.track(
@@ -115,9 +120,10 @@ def _sole_writer(cache: Path) -> Iterator[None]:
         yield
 
 
-def _progress() -> Progress:
+def _progress(wanted: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not (wanted and console.is_terminal))
 
 
 def main() -> None:
@@ -126,7 +132,7 @@ def main() -> None:
     parser.add_argument("--lock", action="store_true", help="resolve jgo.toml, write the lock")
     if parser.parse_args().lock:
         write_lock()
-    class_path()
+    class_path(show_progress=True)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ class TetheredProcess:
         Raises:
             OSError: the program cannot be started.
         """
+        if not os.access(command[0], os.X_OK):
+            raise FileNotFoundError(f"the program to start must be executable: {command[0]}")
         self._command = list(command)
         self._log = log
         self._environ = environ
