@@ -1,0 +1,165 @@
+"""JSON messages to columns: all at once if all are good, and which are not if some are bad.
+
+Whether a message is accepted depends on that message alone, never on its neighbours in a batch: a
+replay cuts the log into other batches and must come to the same rows.
+
+One call of pyarrow's parser reads all messages, joined by newlines. It ends objects by their
+braces, not at newlines, so messages could merge or split. They do not, if each begins with `{`, ends
+with `}`, and there are as many rows as messages: inside an object or a list no `{` may follow a
+`}`, and no raw newline may stand in a string, so every join lies between two objects, every message
+holds one or more whole objects, and equal counts leave one each.
+
+Two things are kept from that parser, which would end the process or its input: a `null` between
+objects, and NUL.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json
+
+NULL_BEHIND_OBJECT = re.compile(rb"}\s*null")
+PIECE = 512
+"""Messages looked at together once a batch is known to hold a bad one."""
+SPACE = b" \t\r\n"
+
+
+def parse(values: Sequence[bytes | None], schema: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
+    """Columns of the good messages, in order.
+
+    Args:
+        values: one JSON object each; fields that are not in `schema` are ignored, absent ones null.
+        schema: names and types; nullability is not looked at.
+
+    Returns:
+        A row for each accepted message, and the reason for each other position of `values`.
+    """
+    nullable = pa.schema([field.with_nullable(True) for field in schema])
+    return _parse_all([value or b"" for value in values], nullable)
+
+
+def fault(value: bytes, schema: pa.Schema) -> str | None:
+    """Why a message cannot be read, or None if a stricter reader than pyarrow's finds nothing."""
+    if not value.strip(SPACE):
+        return "empty"
+    try:
+        pairs = json.loads(value.decode("utf-8"), object_pairs_hook=tuple)
+    except UnicodeDecodeError:
+        return "not_utf8"
+    except (ValueError, RecursionError):
+        return "not_json"
+    if not isinstance(pairs, tuple):
+        return "not_an_object"
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs if name in schema.names]
+        if len(set(names)) != len(names):
+            return "duplicate_field"
+    for field in schema:
+        found = fields.get(field.name)
+        if found is not None and not fits(found, field.type):
+            return "wrong_type"
+    return None
+
+
+def fits(value: Any, kind: pa.DataType) -> bool:
+    """Whether a JSON value can stand in a column of that type."""
+    if pa.types.is_string(kind):
+        return isinstance(value, str)
+    if pa.types.is_integer(kind):
+        limit = 1 << (kind.bit_width - 1)
+        return type(value) is int and -limit <= value < limit
+    if pa.types.is_floating(kind):
+        return type(value) in (int, float)
+    return isinstance(value, list) and all(x is None or fits(x, kind.value_type) for x in value)
+
+
+def _parse_all(values: list[bytes], schema: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
+    if (table := _parse_together(values, schema)) is not None:
+        return table, {}
+    tables, bad = [], {}
+    for start in range(0, len(values), PIECE):
+        piece = values[start : start + PIECE]
+        table, faults = _parse_piece(piece, schema)
+        tables.append(table)
+        bad.update({start + i: reason for i, reason in faults.items()})
+    return pa.concat_tables(tables), bad
+
+
+def _parse_piece(values: list[bytes], schema: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
+    if (table := _parse_together(values, schema)) is not None:
+        return table, {}
+    reasons = {i: reason for i, value in enumerate(values) if (reason := fault(value, schema))}
+    groups = [[i] for i in reasons]  # what Python refuses, pyarrow decides alone
+    groups += [[i for i in range(len(values)) if i not in reasons]]
+    tables: list[pa.Table] = [schema.empty_table()]
+    kept: list[int] = []
+    while groups:
+        group = groups.pop()
+        table = _parse_together([values[i] for i in group], schema)
+        if table is not None:
+            tables.append(table)
+            kept += group
+        elif len(group) > 1:
+            groups += [group[: len(group) // 2], group[len(group) // 2 :]]
+        else:
+            reasons.setdefault(group[0], "not_json")
+    bad = {i: reasons[i] for i in sorted(set(range(len(values))) - set(kept))}
+    return pa.concat_tables(tables).take(pa.array(np.argsort(kept), pa.int64())), bad
+
+
+def _parse_together(values: list[bytes], schema: pa.Schema) -> pa.Table | None:
+    """A row for each message; None if any of them is bad."""
+    if not values:
+        return schema.empty_table()
+    data = b"\n".join((*values, b""))
+    if not (all(map(_braced, values)) and _is_safe(data, single=len(values) == 1)):
+        return None
+    try:
+        table = pa.json.read_json(
+            pa.BufferReader(data),
+            read_options=pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+            parse_options=pa.json.ParseOptions(
+                explicit_schema=schema, unexpected_field_behavior="ignore"
+            ),
+        )
+    except pa.ArrowException:
+        return None
+    return table if table.num_rows == len(values) else None
+
+
+def _braced(value: bytes) -> bool:
+    if value[:1] == b"{" and value[-1:] == b"}":
+        return True
+    value = value.strip(SPACE)
+    return value[:1] == b"{" and value[-1:] == b"}"
+
+
+def _is_safe(data: bytes, single: bool) -> bool:
+    if b"\0" in data or not (data.isascii() or _is_utf8(data)):
+        return False
+    if NULL_BEHIND_OBJECT.search(data) is None:
+        return True
+    return single and _is_json(data)  # it stands in a string: rare, so looked at alone
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
