@@ -146,7 +146,7 @@ def shard_of(
     """Shard of each impression, shape [N], in [0, shards): xxh64 of the id, the same for ever."""
     digest = xxhash.xxh64_intdigest
     ids = impression_ids.to_pylist()
-    return np.fromiter((digest(i) % shards for i in ids), dtype=np.int64, count=len(ids))
+    return np.fromiter((digest(i.encode()) % shards for i in ids), dtype=np.int64, count=len(ids))
 
 
 def floor_ms(ts_ms: int, step_ms: int) -> int:
