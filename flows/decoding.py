@@ -138,9 +138,9 @@ class EventDecoder:
         origin_N: np.ndarray[Any, np.dtype[np.int64]],
         index_N: np.ndarray[Any, np.dtype[np.int32]],
     ) -> pa.Table:
-        places = [(message.partition(), message.offset()) for message in messages]
-        places_M2 = np.array(places, dtype=np.int64).reshape(-1, 2)
-        values = (places_M2[origin_N, 0].astype(np.int32), places_M2[origin_N, 1], index_N)
+        partition_M = np.array([message.partition() for message in messages], dtype=np.int32)
+        offset_M = np.array([message.offset() for message in messages], dtype=np.int64)
+        values = (partition_M[origin_N], offset_M[origin_N], index_N)
         for field, column_N in zip(ADDRESS, values, strict=True):
             columns = columns.append_column(field, pa.array(column_N, field.type))
         return columns

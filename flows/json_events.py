@@ -4,10 +4,10 @@ Whether a message is accepted depends on that message alone, never on its neighb
 replay cuts the log into other batches and must come to the same rows.
 
 One call of pyarrow's parser reads all messages, joined by newlines. It ends objects by their
-braces, not at newlines, so messages could merge or split. They do not, if each begins with `{`, ends
-with `}`, and there are as many rows as messages: inside an object or a list no `{` may follow a
-`}`, and no raw newline may stand in a string, so every join lies between two objects, every message
-holds one or more whole objects, and equal counts leave one each.
+braces, not at newlines, so messages could merge or split. They do not, if each begins with `{`,
+ends with `}`, and there are as many rows as messages: inside an object or a list no `{` may follow
+a `}`, and no raw newline may stand in a string, so every join lies between two objects, every
+message holds one or more whole objects, and equal counts leave one each.
 
 Two things are kept from that parser, which would end the process or its input: a `null` between
 objects, and NUL.
@@ -25,8 +25,10 @@ import pyarrow as pa
 import pyarrow.json
 
 NULL_BEHIND_OBJECT = re.compile(rb"}\s*null")
-PIECE = 512
-"""Messages looked at together once a batch is known to hold a bad one."""
+PIECE = 64
+"""A batch that holds a bad message is cut to pieces of at most this, each looked at by itself."""
+PARTS = 8
+"""Pieces that a larger one is cut into."""
 SPACE = b" \t\r\n"
 
 
@@ -83,18 +85,20 @@ def fits(value: Any, kind: pa.DataType) -> bool:
 def _parse_all(values: list[bytes], schema: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
     if (table := _parse_together(values, schema)) is not None:
         return table, {}
-    tables, bad = [], {}
-    for start in range(0, len(values), PIECE):
-        piece = values[start : start + PIECE]
-        table, faults = _parse_piece(piece, schema)
+    if len(values) <= PIECE:
+        return _parse_piece(values, schema)
+    tables: list[pa.Table] = []
+    bad: dict[int, str] = {}
+    step = max(PIECE, -(-len(values) // PARTS))
+    for start in range(0, len(values), step):
+        table, faults = _parse_all(values[start : start + step], schema)
         tables.append(table)
         bad.update({start + i: reason for i, reason in faults.items()})
     return pa.concat_tables(tables), bad
 
 
 def _parse_piece(values: list[bytes], schema: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
-    if (table := _parse_together(values, schema)) is not None:
-        return table, {}
+    """Find the bad ones among few messages."""
     reasons = {i: reason for i, value in enumerate(values) if (reason := fault(value, schema))}
     groups = [[i] for i in reasons]  # what Python refuses, pyarrow decides alone
     groups += [[i for i in range(len(values)) if i not in reasons]]
