@@ -1,0 +1,218 @@
+"""Join core of one DAS shard: a function of its inputs, free of any framework.
+
+Impressions, labels and predictions wait in segments. When the watermarks pass the end of a bucket,
+all its examples leave in the order (close time, impression id, window), and behind them a mark that
+event time is complete up to there. How far each call gets depends on speed; what leaves does not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from flows.admission import Admission
+from flows.example_rows import ExampleRows, Message, messages, ranks
+from flows.label_join import LabelJoin
+from flows.prediction_join import PredictionJoin
+from flows.records import BEGIN_MS, floor_ms, impression_schema, prediction_schema
+from flows.segments import SegmentFolder, SegmentStore, times
+from flows.settings import Settings
+from flows.watermarks import Source, Watermarks
+from monitoring.metrics import (
+    DAS_CLOSE,
+    DAS_PENDING,
+    DAS_REPEATS,
+    DAS_SEGMENT_BYTES,
+    DAS_SNAPSHOT,
+    DAS_TOO_LATE,
+    DAS_WATERMARK,
+)
+
+MAX_CLOSE_ROWS = 65_536
+"""Examples joined at a time, unless one bucket has more."""
+
+
+class Shard:
+    """State and join of one shard."""
+
+    def __init__(
+        self, index: int, settings: Settings, folder: Path, watermarks: Watermarks
+    ) -> None:
+        das = settings.das
+        self.index, self._watermarks = index, watermarks
+        self._windows_ms, self._bucket_ms = settings.windows_ms, das.bucket_ms
+        self._longest_ms = self._windows_ms[-1]
+        self._folder = SegmentFolder(folder / str(index))
+        self._impressions = SegmentStore(self._folder, "impressions", impression_schema(settings))
+        self._admission = Admission(self._folder, das.repeat_horizon_ms)
+        self._labels = LabelJoin(self._folder, ranks(settings))
+        self._predictions = PredictionJoin(self._folder, prediction_schema(settings))
+        self._rows = ExampleRows(settings, index)
+        self.done_ms = BEGIN_MS
+        """Buckets that end here or before are closed."""
+        self._total = 0  # examples ever emitted = number of the next
+        self._pending = 0
+
+    def take_rows(self, kind: str, rows: pa.Table) -> None:
+        """Take rows in.
+
+        Args:
+            kind: impressions, labels or predictions.
+            rows: of this shard, none of them late.
+        """
+        if kind == "impressions":
+            self._take_impressions(rows)
+            return
+        join = self._labels if kind == "labels" else self._predictions
+        lost = int((times(rows) < join.floor_ms).sum())
+        DAS_TOO_LATE.labels(kind).inc(lost)
+        join.add(rows)
+
+    def take_watermark(self, source: Source, ts_ms: int) -> None:
+        """No further row of `source` will precede `ts_ms`."""
+        self._watermarks.advance(source, ts_ms)
+
+    def take_idle(self, source: Source) -> None:
+        """The partition of `source` was read to its end and is silent."""
+        self._watermarks.idle(source)
+
+    def advance(self, now_s: float) -> list[Message]:
+        """Close what the watermarks allow.
+
+        Args:
+            now_s: wall clock, for a live shard's ways out of waiting.
+
+        Returns:
+            Messages for `examples`, in order; none if no bucket closed.
+        """
+        limit_ms = floor_ms(self._watermarks.minimum(self.done_ms, now_s), self._bucket_ms)
+        if limit_ms <= self.done_ms:
+            return []
+        with DAS_CLOSE.time():
+            tables = [self._rows.empty()]
+            while self.done_ms < limit_ms:
+                tables.append(self._close(self._step(limit_ms)))
+            rows = pa.concat_tables(tables)
+        label = str(self.index)
+        DAS_WATERMARK.labels(label).set(self.done_ms / 1000)
+        DAS_PENDING.labels(label).set(self._pending)
+        return messages(rows, self.index, self._total, self.done_ms)
+
+    def save(self) -> dict[str, Any]:
+        """State in plain data; rows in memory go to files first."""
+        with DAS_SNAPSHOT.time():
+            stores = {
+                "impressions": self._impressions.save(),
+                **self._admission.save(),
+                **self._labels.save(),
+                **self._predictions.save(),
+            }
+        self._folder.retire({f["name"] for s in stores.values() for f in s["files"]})
+        parts = (self._impressions, self._admission, self._labels, self._predictions)
+        DAS_SEGMENT_BYTES.labels(str(self.index)).set(sum(p.num_bytes for p in parts))
+        return {
+            "shard": self.index,
+            "done_ms": self.done_ms,
+            "total": self._total,
+            "pending": self._pending,
+            "watermarks": [(*source, ts) for source, ts in self._watermarks.values.items()],
+            "next_file": self._folder.number,
+            "stores": stores,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `save` returned.
+
+        Raises:
+            SegmentError: a file is missing or damaged.
+        """
+        stores = state["stores"]
+        named = [f["name"] for s in stores.values() for f in s["files"]]
+        self._folder.resume(state["next_file"], named)
+        self._impressions.restore(stores["impressions"])
+        self._admission.restore(stores)
+        self._labels.restore(stores)
+        self._predictions.restore(stores)
+        self.done_ms, self._total = state["done_ms"], state["total"]
+        self._pending = state["pending"]
+        for kind, partition, ts_ms in state["watermarks"]:
+            self._watermarks.advance((kind, partition), ts_ms)
+
+    def clear(self) -> None:
+        """Remove files of a start that never reached its first snapshot."""
+        self._folder.resume(0, ())
+
+    def _take_impressions(self, rows: pa.Table) -> None:
+        ts_ms = times(rows)
+        behind = ts_ms < self.done_ms
+        if behind.any():  # only after the wall clock left their partition out
+            for window_ms in self._windows_ms:
+                lost = int((ts_ms + window_ms < self.done_ms).sum())
+                DAS_TOO_LATE.labels("impressions").inc(lost)
+            open_still = behind & (ts_ms + self._longest_ms >= self.done_ms)
+            stragglers = rows.filter(pa.array(open_still))
+            repeats = self._admission.admit(stragglers)
+            DAS_REPEATS.labels("impressions").inc(repeats)
+            self._impressions.append(stragglers)
+            self._pending += stragglers.num_rows - repeats
+            rows = rows.filter(pa.array(~behind))
+        self._impressions.append(rows)
+        self._pending += rows.num_rows
+
+    def _step(self, limit_ms: int) -> int:
+        """End of the next buckets to close: `limit_ms`, or less where that would be too much."""
+        while (
+            limit_ms - self.done_ms > self._bucket_ms
+            and sum(
+                self._impressions.count(self.done_ms - w, limit_ms - w) for w in self._windows_ms
+            )
+            > MAX_CLOSE_ROWS
+        ):
+            middle_ms = floor_ms((limit_ms + self.done_ms) // 2, self._bucket_ms)
+            limit_ms = max(middle_ms, floor_ms(self.done_ms, self._bucket_ms) + self._bucket_ms)
+        return limit_ms
+
+    def _close(self, limit_ms: int) -> pa.Table:
+        """Examples of the buckets from `done_ms` to `limit_ms`."""
+        repeats = self._admission.admit(self._impressions.between(self.done_ms, limit_ms))
+        DAS_REPEATS.labels("impressions").inc(repeats)
+        parts = [self._closing(window_ms, limit_ms) for window_ms in self._windows_ms]
+        self._pending -= repeats + parts[-1].num_rows
+        examples = self._join(parts, limit_ms)
+        before_ms = limit_ms - self._longest_ms
+        self._predictions.forget(before_ms, parts[-1])
+        self._labels.forget(before_ms)
+        self._admission.forget(limit_ms, before_ms)
+        self._impressions.forget(before_ms)
+        self.done_ms, self._total = limit_ms, self._total + examples.num_rows
+        return examples
+
+    def _closing(self, window_ms: int, limit_ms: int) -> pa.Table:
+        """Admitted impressions whose window closes in this step."""
+        low_ms, high_ms = self.done_ms - window_ms, limit_ms - window_ms
+        rows = self._impressions.between(low_ms, high_ms)
+        return self._admission.without_repeats(rows, low_ms, high_ms)
+
+    def _join(self, parts: list[pa.Table], limit_ms: int) -> pa.Table:
+        impressions = pa.concat_tables(parts)
+        if not impressions.num_rows:
+            return self._rows.empty()
+        rank = np.repeat(np.arange(len(parts)), [p.num_rows for p in parts])
+        due = pl.DataFrame(pl.from_arrow(impressions.select(["impression_id", "ts_ms"])))
+        closed_ms = due["ts_ms"].to_numpy() + np.array(self._windows_ms)[rank]
+        due = (
+            due.rename({"ts_ms": "shown_ms"})
+            .with_columns(pl.Series("rank", rank), pl.Series("closed_ms", closed_ms))
+            .with_row_index("at")
+            .sort("closed_ms", "impression_id", "rank")
+            .with_row_index("row")
+        )
+        impressions = impressions.take(due["at"].to_numpy())
+        low_ms = self.done_ms - self._longest_ms
+        labels = self._labels.join(due, low_ms, limit_ms)
+        found, at = self._predictions.join(impressions, low_ms, limit_ms)
+        return self._rows.build(impressions, due, labels, found.take(at), self._total)
