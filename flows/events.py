@@ -92,7 +92,7 @@ class EventReader:
         """
         if self._consumer is None or self._ended:
             announce, self._announce_end = self._announce_end, False
-            return self._batch(self._decoder.decode([]).table) if announce else None
+            return self._batch(self._on_time([])) if announce else None
         messages = self._consumer.poll(self._max_messages)
         if not messages and self._position == self._consumer.position:
             return None

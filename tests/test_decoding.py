@@ -1,0 +1,292 @@
+"""Every event is a row, or set aside with its own bytes, whatever its neighbours are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from confluent_kafka import Message
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from flows.arrow_events import one_row
+from flows.decoding import Decoded, EventDecoder
+from flows.event_rules import impression_rules, label_rules
+from flows.records import impression_schema
+from flows.settings import Settings
+
+GOOD: dict[str, Any] = {
+    "impression_id": "i-1",
+    "domain": "feed",
+    "ts_ms": 1_700_000_000_000,
+    "user_id": 7,
+    "device": "phone",
+    "price": 1.5,
+    "recent_ads": ["a", "b"],
+    "p_click": 0.25,
+}
+WIRE = json.dumps(GOOD).encode()
+
+
+def but(**changes: Any) -> bytes:
+    return json.dumps({**GOOD, **changes}).encode()
+
+
+def without(name: str) -> bytes:
+    return json.dumps({key: value for key, value in GOOD.items() if key != name}).encode()
+
+
+BAD: list[tuple[bytes | None, str]] = [
+    (None, "empty"),
+    (b"", "empty"),
+    (b" \n ", "empty"),
+    (b"not json", "not_json"),
+    (WIRE[:-1], "not_json"),
+    (WIRE + b"x", "not_json"),
+    (WIRE + b"}", "not_json"),
+    (WIRE + WIRE, "not_json"),
+    (WIRE + b"\n" + WIRE, "not_json"),
+    (WIRE + b" null " + WIRE, "not_json"),
+    (b"\xef\xbb\xbf" + WIRE, "not_json"),
+    (WIRE + b"\0}", "not_json"),
+    (WIRE.replace(b"phone", b"ph\none"), "not_json"),
+    (WIRE.replace(b"phone", b"\\ud800"), "not_json"),
+    (b"{" + b'"q":[' * 5000 + b"}", "not_json"),
+    (b"null", "not_an_object"),
+    (b"[1]", "not_an_object"),
+    (b"3", "not_an_object"),
+    (b'"{}"', "not_an_object"),
+    (WIRE.replace(b"phone", b"\xff"), "not_utf8"),
+    (WIRE[:-1] + b', "domain": "feed"}', "duplicate_field"),
+    (but(impression_id=5), "wrong_type"),
+    (but(ts_ms="1700000000000"), "wrong_type"),
+    (but(ts_ms=1.7e12), "wrong_type"),
+    (but(user_id=2**63), "wrong_type"),
+    (but(price="1"), "wrong_type"),
+    (but(recent_ads="a"), "wrong_type"),
+    (but(recent_ads=[1]), "wrong_type"),
+    (but(device={}), "wrong_type"),
+    (without("impression_id"), "missing_field"),
+    (but(domain=None), "missing_field"),
+    (without("ts_ms"), "missing_field"),
+    (but(impression_id=""), "empty_id"),
+    (but(ts_ms=-1), "ts_out_of_range"),
+    (but(ts_ms=1_700_000_000), "ts_out_of_range"),
+    (but(ts_ms=2**62), "ts_out_of_range"),
+    (but(domain="mail"), "unknown_domain"),
+    (but(price=float("nan")), "not_finite"),
+    (but(p_click=float("inf")), "not_finite"),
+    (but(price=1e300), "not_finite"),
+]
+ODD_BUT_GOOD = [
+    WIRE,
+    b" \n" + WIRE.replace(b", ", b",\r\n\t") + b"\n",
+    but(extra={"a": [None, {"b": 1}]}, more=float("nan")),
+    but(device='text } null {"'),
+    but(price=3),
+    but(price=None, recent_ads=None, user_id=None, p_click=None, device=None),
+    but(recent_ads=[]),
+    but(recent_ads=["a", None]),
+    but(device="\u00fc \U0001f600"),
+    without("price"),
+]
+
+
+def messages(values: Sequence[bytes | None]) -> list[Message]:
+    return [
+        Message(topic="t", partition=3, offset=100 + i, value=value)
+        for i, value in enumerate(values)
+    ]
+
+
+def impressions(config: Settings, values: Sequence[bytes | None], form: Any = "json") -> Decoded:
+    rules = impression_rules(config)
+    return EventDecoder(rules.schema, form, rules.faults).decode(messages(values))
+
+
+def labels(config: Settings, values: Sequence[bytes | None]) -> Decoded:
+    rules = label_rules(config)
+    return EventDecoder(rules.schema, "json", rules.faults).decode(messages(values))
+
+
+def reasons(decoded: Decoded) -> dict[int, str]:
+    return {(r.message.offset() or 0) - 100: r.reason for r in decoded.rejected}
+
+
+@pytest.mark.parametrize(("value", "reason"), BAD)
+def test_bad_event_is_rejected_with_its_bytes(
+    tiny_settings: Settings, value: bytes | None, reason: str
+) -> None:
+    decoded = impressions(tiny_settings, [WIRE, value, WIRE])
+    (rejected,) = decoded.rejected
+    assert (rejected.reason, rejected.value, rejected.index) == (reason, value, None)
+    assert decoded.table["offset"].to_pylist() == [100, 102]
+
+
+@pytest.mark.parametrize("value", ODD_BUT_GOOD)
+def test_odd_event_is_read_as_python_reads_it(tiny_settings: Settings, value: bytes) -> None:
+    decoded = impressions(tiny_settings, [WIRE, value])
+    assert decoded.rejected == []
+    row = decoded.table.to_pylist()[1]
+    plain = json.loads(value)
+    assert {name: row[name] for name in GOOD} == {name: plain.get(name) for name in GOOD}
+    assert (row["partition"], row["offset"], row["index"]) == (3, 101, 0)
+
+
+def test_decoded_columns_are_those_of_the_contract(tiny_settings: Settings) -> None:
+    for values in ([], [WIRE], [b"bad"], [WIRE, b"bad"]):
+        assert impressions(tiny_settings, values).table.schema == impression_schema(tiny_settings)
+
+
+def test_long_sequence_is_cut(tiny_settings: Settings) -> None:
+    decoded = impressions(tiny_settings, [but(recent_ads=list("abcdef")), but(recent_ads=None)])
+    table = impression_rules(tiny_settings).finish(decoded.table)
+    assert table["recent_ads"].to_pylist() == [["a", "b", "c"], None]
+    assert table.schema == impression_schema(tiny_settings)
+
+
+def test_bad_events_in_a_large_batch_are_found_one_by_one(tiny_settings: Settings) -> None:
+    values: list[bytes | None] = [but(impression_id=f"i-{i}") for i in range(2000)]
+    expected = {}
+    for place, (value, reason) in enumerate(BAD):
+        values[place * 43 + 11] = value
+        expected[place * 43 + 11] = reason
+    decoded = impressions(tiny_settings, values)
+    assert reasons(decoded) == expected
+    kept = [i for i in range(2000) if i not in expected]
+    assert decoded.table["offset"].to_pylist() == [100 + i for i in kept]
+    assert decoded.table["impression_id"].to_pylist() == [f"i-{i}" for i in kept]
+
+
+PIECES = [
+    *(b'{ } [ ] , : null true 1 NaN - \\ "'.split()),
+    *(b'" ', b"\n", b"\0", b"\xff", b"{}", b'"a"', b'"price":', b'"domain":"feed"', WIRE),
+]
+MUTANTS = st.builds(
+    lambda at, cut, piece: WIRE[:at] + piece + WIRE[at + cut :],
+    st.integers(0, len(WIRE)),
+    st.integers(0, 20),
+    st.sampled_from(PIECES),
+)
+BRACED = st.lists(st.sampled_from(PIECES), max_size=8).map(lambda x: b"{" + b"".join(x) + b"}")
+ANY = st.one_of(st.binary(max_size=40), MUTANTS, BRACED, st.just(WIRE), st.none())
+CONFIG = Settings.model_validate(
+    {
+        "domains": ["feed"],
+        "features": [
+            {"name": "price", "kind": "numeric"},
+            {"name": "recent_ads", "kind": "sequence"},
+        ],
+        "tasks": [{"name": "click", "window_s": 1}],
+        "students": [{"name": "one", "tasks": ["click"]}],
+    }
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(values=st.lists(ANY, max_size=6))
+@example(values=[WIRE + WIRE, WIRE[:-1], b"," + WIRE[1:]])
+@example(values=[WIRE + WIRE, b"{}\0}", b"{}"])
+def test_any_bytes_are_rows_or_rejected_whatever_stands_beside_them(
+    values: list[bytes | None],
+) -> None:
+    decoded = impressions(CONFIG, values)
+    alone = [impressions(CONFIG, [value]) for value in values]
+    assert reasons(decoded) == {i: r.reason for i, a in enumerate(alone) for r in a.rejected}
+    for rejected in decoded.rejected:
+        assert rejected.value == values[(rejected.message.offset() or 0) - 100]
+    offsets = decoded.table["offset"].to_pylist()
+    assert sorted([*offsets, *(100 + i for i in reasons(decoded))]) == [
+        100 + i for i in range(len(values))
+    ]
+    for row in decoded.table.to_pylist():
+        plain = json.loads(values[row["offset"] - 100] or b"")
+        assert (row["impression_id"], row["ts_ms"]) == (plain["impression_id"], plain["ts_ms"])
+
+
+def test_labels_name_their_task_by_position(tiny_settings: Settings) -> None:
+    label = {"impression_id": "i", "task": "conversion", "value": 1, "ts_ms": 1_700_000_000_000}
+    bad = {"task": "buy", "value": 2, "ts_ms": 0}
+    values = [json.dumps(label).encode()]
+    values += [json.dumps({**label, name: value}).encode() for name, value in bad.items()]
+    values += [json.dumps({**label, "value": value}).encode() for value in (300, True, None)]
+    decoded = labels(tiny_settings, values)
+    table = label_rules(tiny_settings).finish(decoded.table)
+    assert table.select(["task", "value"]).to_pylist() == [{"task": 1, "value": 1}]
+    assert reasons(decoded) == {
+        1: "unknown_task",
+        2: "label_not_0_or_1",
+        3: "ts_out_of_range",
+        4: "wrong_type",
+        5: "wrong_type",
+        6: "missing_field",
+    }
+
+
+def stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def rows(*changes: dict[str, Any]) -> pa.Table:
+    schema = pa.schema([*impression_rules(CONFIG).schema])
+    loose = pa.schema([field.with_nullable(True) for field in schema])
+    return pa.Table.from_pylist([{**GOOD, **change} for change in changes], schema=loose)
+
+
+def test_arrow_rows_are_rejected_one_by_one() -> None:
+    table = rows({}, {"impression_id": None}, {"domain": "mail"}, {"impression_id": "last"})
+    decoded = impressions(CONFIG, [stream(table), b"junk", stream(rows({}))], "arrow")
+    assert decoded.table.select(["impression_id", "offset", "index"]).to_pylist() == [
+        {"impression_id": "i-1", "offset": 100, "index": 0},
+        {"impression_id": "last", "offset": 100, "index": 3},
+        {"impression_id": "i-1", "offset": 102, "index": 0},
+    ]
+    found = {(r.index, r.reason): r.value for r in decoded.rejected}
+    assert found == {
+        (None, "not_arrow"): b"junk",
+        (1, "missing_field"): one_row(table, 1),
+        (2, "unknown_domain"): one_row(table, 2),
+    }
+
+
+def test_arrow_columns_may_have_other_widths_and_be_absent() -> None:
+    frame = pl.DataFrame({name: [GOOD[name]] for name in ("domain", "impression_id", "ts_ms")})
+    table = frame.to_arrow()
+    decoded = impressions(CONFIG, [stream(table)], "arrow")
+    assert decoded.rejected == []
+    assert decoded.table.to_pylist()[0]["price"] is None
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        (rows({}).drop_columns(["domain"]), "missing_field"),
+        (rows({}).append_column("domain", pa.array(["feed"])), "duplicate_field"),
+        (rows({}).set_column(2, "ts_ms", pa.array(["1"])), "wrong_type"),
+        (rows({}).set_column(2, "ts_ms", pa.array([2**64 - 1], pa.uint64())), "wrong_type"),
+    ],
+)
+def test_arrow_message_of_other_columns_is_rejected_whole(table: pa.Table, reason: str) -> None:
+    value = stream(table)
+    (rejected,) = impressions(CONFIG, [value], "arrow").rejected
+    assert (rejected.reason, rejected.value, rejected.index) == (reason, value, None)
+
+
+ARROW = stream(rows({}, {"impression_id": "second"}))
+
+
+@settings(max_examples=300, deadline=None)
+@given(at=st.integers(0, len(ARROW) - 1), byte=st.integers(0, 255), end=st.integers(0, len(ARROW)))
+def test_damaged_arrow_message_never_stops_decoding(at: int, byte: int, end: int) -> None:
+    damaged = (ARROW[:at] + bytes([byte]) + ARROW[at + 1 :])[: max(end, at)]
+    decoded = impressions(CONFIG, [damaged, ARROW], "arrow")
+    assert decoded.table["offset"].to_pylist()[-2:] == [101, 101]
+    for rejected in decoded.rejected:
+        assert rejected.index is not None or rejected.value == damaged
