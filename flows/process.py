@@ -1,0 +1,125 @@
+"""One process of a run: `exfm run das|fm-inference|fm-training|vm-training|serve`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client import REGISTRY, generate_latest
+
+from flows.run_folder import RunFolder, write_atomically, write_json
+from flows.scrape import LAST_WORDS
+from flows.settings import Settings
+from monitoring import exporter
+
+if TYPE_CHECKING:
+    from flows.runner import Placement
+
+FLOWS = ("fm-inference", "das", "fm-training", "vm-training")
+"""Processes that end with a finite log."""
+SERVE = "serve"
+HOST = "127.0.0.1"
+
+
+def run_process(process: str, settings: Settings, folder: RunFolder, placement: Placement) -> None:
+    """Run one process until its log has ended or a signal stops it.
+
+    Args:
+        process: one of `FLOWS`, or `SERVE`.
+        settings: of the run.
+        folder: of the run.
+        placement: where it stands among several processes of the same flow.
+    """
+    configure_logging()
+    name = f"{process}-{placement.process_id}" if len(placement.addresses) > 1 else process
+    with announced(folder, name) as entry:
+        if process == SERVE:
+            serve(settings, folder, entry)
+        else:
+            run_flow_of(process, settings, folder, placement)
+
+
+def run_flow_of(process: str, settings: Settings, folder: RunFolder, placement: Placement) -> None:
+    """Run one of `FLOWS`; topics that are missing are created."""
+    from flows.kafka_client import ensure_topics
+
+    if process == "das":
+        from flows.das import run
+    elif process == "fm-inference":
+        from flows.fm_inference import run
+    elif process == "fm-training":
+        from flows.fm_training import run
+    elif process == "vm-training":
+        from flows.vm_training import run
+    else:
+        raise ValueError(f"process must be one of {', '.join(FLOWS)}, {SERVE}; got {process!r}")
+    ensure_topics(settings)
+    run(settings, folder, placement)
+
+
+def serve(settings: Settings, folder: RunFolder, entry: dict[str, object]) -> None:
+    """Serve the students of the run, and announce the address once requests are answered."""
+    from flows.runner import stop_requested, stopping_on_signals
+    from onnx_export import server
+
+    serving = settings.serving
+
+    def announce(port: int) -> None:
+        address = {"http": f"http://{serving.host}:{port}"}
+        write_json(folder.processes / f"{SERVE}.json", {**entry, **address})
+
+    with stopping_on_signals():
+        server.serve(
+            store_path(settings, folder),
+            [student.name for student in settings.students],
+            serving.host,
+            serving.port,
+            serving.poll_s,
+            serving.max_rows,
+            announce,
+            stop_requested,
+        )
+
+
+def store_path(settings: Settings, folder: RunFolder) -> Path:
+    """Folder of the snapshot store."""
+    return Path(settings.store.path) if settings.store.path else folder.store
+
+
+@contextmanager
+def announced(folder: RunFolder, name: str) -> Iterator[dict[str, object]]:
+    """Inside, this process's metrics are served and its address stands in the run's folder.
+
+    At the end its last metrics are left beside the address.
+    """
+    port = exporter.start(HOST)
+    path, entry = exporter.address(folder.processes, name, HOST, port)
+    write_json(path, entry)
+    target = [{"targets": [f"{HOST}:{port}"], "labels": {"process": name}}]
+    write_atomically(folder.processes / "targets" / f"{name}.json", json.dumps(target).encode())
+    try:
+        yield entry
+    finally:
+        last = path.with_name(f"{name}.{os.getpid()}{LAST_WORDS}")
+        write_atomically(last, generate_latest(REGISTRY))
+
+
+def configure_logging(level: int = logging.INFO) -> None:
+    """Log to stderr: for people on a terminal, one plain line a record elsewhere."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        handler: logging.Handler = RichHandler(console=Console(stderr=True), show_path=False)
+        pattern = "%(message)s"
+    else:
+        handler = logging.StreamHandler()
+        pattern = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=level, format=pattern, handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
