@@ -68,10 +68,10 @@ def export(graph: nn.Module, encoding: Encoding, tasks: Sequence[str]) -> bytes:
     with _quiet():
         program = torch.onnx.export(
             graph.eval(),
-            args=tuple(examples.values()),
+            kwargs=dict(examples),
             input_names=list(examples),
             output_names=[OUTPUT],
-            dynamic_shapes=tuple({0: rows} for _ in examples),
+            dynamic_shapes={name: {0: rows} for name in examples},
             dynamo=True,
             optimize=False,  # folding would keep old values of the weights
             opset_version=OPSET,
