@@ -7,8 +7,9 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3.11 python3.12 python3.10 python3
-# TORCH=cpu takes PyTorch's CPU build; any other value is a backend that uv knows, e.g. cu130.
-TORCH ?= locked
+# TORCH=cpu takes PyTorch's CPU build; other values are backends that uv knows, e.g. cu130, or
+# `locked`, the build with a locked hash. The last choice is kept.
+TORCH ?= $(shell cat .venv/torch-choice 2>/dev/null || echo locked)
 # Further options of the command behind a target, e.g. `make demo ARGS="--seed 7"`.
 ARGS ?=
 # Folder of KuaiRand-Pure as published, for `replay` and `soak`.
@@ -94,14 +95,16 @@ $(BIN)/uv: constraints/uv.txt
 $(INSTALLED): $(BIN)/uv pyproject.toml $(LOCKED)
 	@echo "Installing the locked packages (torch: $(TORCH))"
 ifeq ($(TORCH),locked)
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes --requirement $(LOCKED)
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes --requirement $(LOCKED) \
+		$$(grep -qsv locked $(VENV)/torch-choice && echo --reinstall-package torch)
 else
 	@awk '/^[a-z]/ {skip = $$0 ~ /^(torch|triton|nvidia-|cuda-)/} !skip' $(LOCKED) > $(VENV)/no-torch.txt
 	@sed -n 's/^\(torch==[^\\]*\).*/\1/p' $(LOCKED) > $(VENV)/torch.txt
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes --requirement $(VENV)/no-torch.txt
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --no-deps --torch-backend $(TORCH) \
-		--requirement $(VENV)/torch.txt
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --no-deps --reinstall-package torch \
+		--torch-backend $(TORCH) --requirement $(VENV)/torch.txt
 endif
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.installed-*
+	@echo $(TORCH) > $(VENV)/torch-choice
 	@touch $@
