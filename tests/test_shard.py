@@ -121,7 +121,7 @@ def make_case(seed: int) -> Case:
         now += rng.choice((0, 1, 2, 5)) if rng.random() < 0.95 else rng.randint(50, 400)
         impressions.append(impression(ident, now, 0))
         if rng.random() < 0.2:  # repeats: identical, other content, other time
-            again = (now, 0), (now, 1), (now, 2), (now + rng.randint(0, 60), 2)
+            again = (now, 0), (now, 1), (now, 2), (now + 30, 1), (now + rng.randint(0, 60), 2)
             impressions.append(impression(ident, *rng.choice(again)))
         for task, window in enumerate(windows):
             while rng.random() < 0.4:  # repeats that disagree, too early, too late
@@ -142,7 +142,8 @@ def make_case(seed: int) -> Case:
             if rng.random() < 0.9:  # else the teacher missed it
                 rows.append(({**row, **predicted(record, rng.random() < 0.2)}, wm))
             if rows and rng.random() < 0.1:
-                rows.append((rng.choice(rows)[0], wm))  # a restart repeats rows
+                again = rng.choice(rows)[0]  # a restart repeats rows; live, with another logit
+                rows.append(({**again, "fm_logit_click": rng.choice((None, 7.0))}, wm))
         case.predictions.append(rows)
     return case
 
@@ -220,7 +221,7 @@ class World:
         self.log: dict[int, list[Message]] = {s: [] for s in range(self.config.das.shards)}
         self.at = dict.fromkeys(self.inputs, 0)
         self.shards = self.build(None)
-        self.saved: Any = None
+        self.saved: list[Any] = [(dict(self.at), None)]  # the newest may not be committed yet
 
     def build(self, states: list[Any] | None) -> list[Shard]:
         """Shards as they were saved, or fresh."""
@@ -240,14 +241,12 @@ class World:
         while any(self.at[x] <= len(self.inputs[x]) for x in self.inputs):
             self.read(self.rng.choice(list(self.inputs)))
             if self.rng.random() < 0.1:
-                self.saved = dict(self.at), [core.save() for core in self.shards]
+                self.saved.append((dict(self.at), [core.save() for core in self.shards]))
             if crashes and self.rng.random() < 0.1:
                 crashes -= 1
-                states = None
-                self.at = dict.fromkeys(self.inputs, 0)
-                if self.saved:
-                    self.at, states = dict(self.saved[0]), self.saved[1]
-                self.shards = self.build(states)
+                self.saved = [self.rng.choice(self.saved[-2:])]
+                at, states = self.saved[0]
+                self.at, self.shards = dict(at), self.build(states)
 
     def read(self, source: tuple[str, int]) -> None:
         """Give the next rows of a source to all shards, and its watermark."""
