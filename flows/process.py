@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,20 +48,12 @@ def run_process(process: str, settings: Settings, folder: RunFolder, placement: 
 
 def run_flow_of(process: str, settings: Settings, folder: RunFolder, placement: Placement) -> None:
     """Run one of `FLOWS`; topics that are missing are created."""
+    if process not in FLOWS:
+        raise ValueError(f"process must be one of {', '.join(FLOWS)}, {SERVE}; got {process!r}")
     from flows.kafka_client import ensure_topics
 
-    if process == "das":
-        from flows.das import run
-    elif process == "fm-inference":
-        from flows.fm_inference import run
-    elif process == "fm-training":
-        from flows.fm_training import run
-    elif process == "vm-training":
-        from flows.vm_training import run
-    else:
-        raise ValueError(f"process must be one of {', '.join(FLOWS)}, {SERVE}; got {process!r}")
     ensure_topics(settings)
-    run(settings, folder, placement)
+    import_module(f"flows.{process.replace('-', '_')}").run(settings, folder, placement)
 
 
 def serve(settings: Settings, folder: RunFolder, entry: dict[str, object]) -> None:

@@ -1,0 +1,72 @@
+"""What the metrics of a run say: the figures behind the live view, the summary and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from flows.run_folder import RunFolder
+from flows.scrape import Sample
+
+FAR_S = 4_102_444_800.0
+"""Watermarks beyond the year 2100 say that a log has ended."""
+
+
+def of(sample: Sample, process: str) -> Sample:
+    """The part of a sample that one process wrote, or several that share its work."""
+    values = {
+        name: found
+        for name, found in sample.values.items()
+        if name == process
+        or (name.startswith(f"{process}-") and name[len(process) + 1 :].isdigit())
+    }
+    return Sample(at_s=sample.at_s, values=values)
+
+
+def event_now_s(sample: Sample, topic: str) -> float | None:
+    """Newest event time that any process has read of a topic, as far as its watermark tells."""
+    marks = [value for _, value in sample.each("exfm_source_watermark_seconds", topic=topic)]
+    return max((mark for mark in marks if 0 < mark < FAR_S), default=None)
+
+
+def freshness_s(sample: Sample, topic: str) -> dict[str, float]:
+    """Age, in event time, of the newest example inside each model that serves."""
+    now_s = event_now_s(sample, topic)
+    if now_s is None:
+        return {}
+    newest = sample.by("model", "exfm_serve_newest_example_seconds")
+    return {model: max(0.0, now_s - value) for model, value in newest.items() if value > 0}
+
+
+def lag(sample: Sample) -> dict[str, float]:
+    """Messages that each topic's slowest reader has not read yet, over all partitions."""
+    slowest: dict[str, float] = {}
+    for process in sample.values:
+        mine = Sample(at_s=sample.at_s, values={process: sample.values[process]})
+        for topic, messages in mine.by("topic", "exfm_source_lag_messages").items():
+            slowest[topic] = max(slowest.get(topic, 0.0), messages)
+    return slowest
+
+
+def by_labels(sample: Sample, name: str, *labels: str) -> dict[str, float]:
+    """Sums by several labels, joined by a slash."""
+    sums: dict[str, float] = {}
+    for have, value in sample.each(name):
+        key = "/".join(have[label] for label in labels)
+        sums[key] = sums.get(key, 0.0) + value
+    return sums
+
+
+def quality_documents(folder: RunFolder) -> dict[str, Mapping[str, Any]]:
+    """Quality of each model as its trainer last wrote it, by model."""
+    found = {}
+    for path in sorted(folder.quality.glob("*.json")):
+        found[path.stem] = json.loads(path.read_bytes())
+    return found
+
+
+def load_report(folder: RunFolder) -> Mapping[str, Any]:
+    """What the load driver last wrote; empty without one."""
+    path = folder.root / "load.json"
+    return dict(json.loads(path.read_bytes())) if path.exists() else {}

@@ -1,0 +1,206 @@
+"""The figures of a run: `summary.json` and the tables that end a run.
+
+docs/summary.md describes the keys.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from flows.figures import by_labels, freshness_s, load_report, of, quality_documents
+from flows.run_folder import RunFolder
+from flows.scrape import Sample, rate
+from flows.settings import Settings
+
+Figures = dict[str, Any]
+TEACHER = "fm"
+
+
+def summarise(
+    settings: Settings,
+    folder: RunFolder,
+    samples: Sequence[Sample],
+    states: Mapping[str, tuple[str, int]],
+) -> Figures:
+    """Everything that `summary.json` holds.
+
+    Args:
+        settings: of the run.
+        folder: of the run.
+        samples: its metrics over time.
+        states: state and restarts of each process.
+    """
+    last = samples[-1] if samples else Sample(at_s=0.0, values={})
+    return {
+        "run": folder.root.name,
+        "wall_s": last.at_s - samples[0].at_s if samples else 0.0,
+        "stream": stream(of(last, "das")),
+        "teacher": teacher(last),
+        "models": models(folder),
+        "training": training(last, samples),
+        "serving": serving(settings, folder, samples),
+        "snapshots": {
+            "published": last.by("model", "exfm_snapshot_published_total"),
+            "refused": by_labels(last, "exfm_snapshot_refused_total", "model", "reason"),
+        },
+        "processes": {
+            name: {"state": state, "restarts": restarts}
+            for name, (state, restarts) in states.items()
+        },
+    }
+
+
+def stream(das: Sample) -> Figures:
+    """Counts of the join."""
+    read = das.by("topic", "exfm_source_events_total")
+    return {
+        "events_read": read,
+        "examples": das.by("domain", "exfm_das_windows_closed_total"),
+        "examples_with_prediction": das.by("domain", "exfm_das_covered_total"),
+        "positives": das.by("task", "exfm_das_positives_total"),
+        "rejected": by_labels(das, "exfm_source_rejected_total", "topic", "reason"),
+        "dead_letters": by_labels(das, "exfm_dead_letters_total", "topic", "reason"),
+        "repeats": das.by("kind", "exfm_das_repeats_total"),
+        "unmatched": das.by("kind", "exfm_das_unmatched_total"),
+        "labels_outside_window": das.total("exfm_das_labels_outside_window_total"),
+        "left_out": das.by("way", "exfm_das_left_out_total"),
+        "closed_bucket": das.by("kind", "exfm_das_closed_bucket_total"),
+    }
+
+
+def teacher(last: Sample) -> Figures:
+    """Counts of FM inference."""
+    scored = last.by("version_known", "exfm_fm_scored_total")
+    return {
+        "scored": scored.get("true", 0.0),
+        "before_first_snapshot": scored.get("false", 0.0),
+        "swaps": last.total("exfm_fm_swaps_total"),
+    }
+
+
+def models(folder: RunFolder) -> Figures:
+    """Quality over the last two thirds of the stream, by model and task."""
+    return {name: document["totals"] for name, document in quality_documents(folder).items()}
+
+
+def training(last: Sample, samples: Sequence[Sample]) -> Figures:
+    """Examples applied, and the best rate over ten seconds."""
+    name = "exfm_train_examples_total"
+    series = list(samples)
+    return {
+        model: {
+            "examples": examples,
+            "peak_per_s": max(
+                (
+                    rate(series[max(0, i - 20) : i + 1], name, 10.0, model=model)
+                    for i in range(1, len(series))
+                ),
+                default=0.0,
+            ),
+        }
+        for model, examples in last.by("model", name).items()
+    }
+
+
+def serving(settings: Settings, folder: RunFolder, samples: Sequence[Sample]) -> Figures:
+    """What the load saw, and how old the models were that answered."""
+    last = samples[-1] if samples else Sample(at_s=0.0, values={})
+    load = load_report(folder)
+    topic = settings.topics.impressions.name
+    ages: dict[str, list[float]] = {}
+    for sample in samples:
+        for model, age_s in freshness_s(sample, topic).items():
+            ages.setdefault(model, []).append(age_s)
+    return {
+        "load": {key: value for key, value in load.items() if key not in ("series", "versions")},
+        "swaps": last.by("model", "exfm_serve_swaps_total"),
+        "versions_refused": last.by("model", "exfm_serve_refused_versions_total"),
+        "freshness_s": {
+            model: {"median": statistics.median(values), "largest": max(values)}
+            for model, values in ages.items()
+        },
+    }
+
+
+def tables(summary: Figures) -> Group:
+    """The tables that end a run."""
+    return Group(students_table(summary), run_table(summary))
+
+
+def students_table(summary: Figures) -> Table:
+    """Quality of each model and task."""
+    table = Table(title="Quality at impression time, last two thirds of the stream")
+    heads = ("NE", "shadow", "FM", "Bayes", "gain", "transfer", "calibr.", "AUC", "covered")
+    table.add_column("model")
+    table.add_column("task")
+    for head in (*heads, "fresh", "swaps"):
+        table.add_column(head, justify="right")
+    for model, tasks in summary["models"].items():
+        fresh = summary["serving"]["freshness_s"].get(model, {}).get("median")
+        swaps = summary["serving"]["swaps"].get(model)
+        for task, figures in tasks.items():
+            ne = figures["ne"]
+            table.add_row(
+                *(model, task),
+                *(number(ne.get(name)) for name in ("student", "shadow", "fm", "oracle")),
+                percent(figures["gain"], signed=True),
+                percent(figures["transfer_ratio"]),
+                number(figures["calibration"], 3),
+                number(figures["auc"].get("student")),
+                percent(figures["coverage_after_first"]),
+                "-" if fresh is None else f"{fresh:.1f} s",
+                number(swaps, 0),
+            )
+    return table
+
+
+def run_table(summary: Figures) -> Table:
+    """Counts of the run, one a line."""
+    table = Table(title=f"Run {summary['run']}", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    flow, load = summary["stream"], summary["serving"]["load"]
+    for topic, events in flow["events_read"].items():
+        table.add_row(f"{topic} read", number(events, 0))
+    table.add_row("examples", number(sum(flow["examples"].values()), 0))
+    table.add_row("of them with a prediction", number(total(flow, "examples_with_prediction"), 0))
+    for key, text in (
+        ("dead_letters", "dead letters"),
+        ("repeats", "repeats dropped"),
+        ("unmatched", "records that matched nothing"),
+        ("left_out", "times the wall clock left an input out"),
+    ):
+        table.add_row(text, number(total(flow, key), 0))
+    for model, found in summary["training"].items():
+        text = f"{found['examples']:,.0f} ({found['peak_per_s']:,.0f}/s at best)"
+        table.add_row(f"examples applied by {model}", text)
+    if load:
+        table.add_row("requests", number(load["requests"], 0))
+        table.add_row("failed requests", number(load["failed"], 0))
+        latency = f"{number(load['p50_ms'], 1)} / {number(load['p99_ms'], 1)} ms"
+        table.add_row("latency p50 / p99", latency)
+    table.add_row("restarts", number(sum(p["restarts"] for p in summary["processes"].values()), 0))
+    table.add_row("seconds", number(summary["wall_s"], 0))
+    return table
+
+
+def total(figures: Figures, key: str) -> float:
+    """Sum of the values under a key."""
+    return float(sum(figures[key].values()))
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for people; a dash for none."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def percent(value: float | None, *, signed: bool = False) -> str:
+    """A share for people; a dash for none."""
+    if value is None:
+        return "-"
+    return f"{100 * value:+.2f} %" if signed else f"{100 * value:.1f} %"
