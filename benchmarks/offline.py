@@ -218,6 +218,8 @@ def seeded(learning: Learning, seed: int) -> Learning:
 
 def entropy(logits: Array, label: Array) -> float:
     """Normalised entropy: mean log loss over that of the mean label; NaN if a logit is."""
+    if np.isnan(logits).any():
+        return float("nan")
     wide = logits.astype(np.float64)
     loss = np.logaddexp(0, wide).mean() - (wide * label).mean()
     rate = float(label.mean())
@@ -256,7 +258,7 @@ def main(
             figures = studied(stream, settings, student, teacher_NT, seed, delay_ms)
             for task, figure in figures.items():
                 found[student.name, task].append(figure)
-    console.print(table_of(found))
+    console.print(table_of(found), soft_wrap=True)
 
 
 def table_of(found: dict[tuple[str, str], list[Figures]]) -> Table:
