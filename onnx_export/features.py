@@ -19,6 +19,12 @@ from onnx_export.protocol import BadRequest, Tensor
 
 REQUIRED = "domain"
 FLOATS = ("FP16", "FP32", "FP64")
+ELEMENT_TYPES: dict[str, set[type]] = {
+    "string": {str},
+    "int64": {int},
+    "double": {int, float},
+}
+"""JSON values that a column takes; bool is none of them."""
 INTS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32")
 
 
@@ -114,12 +120,14 @@ def elements(tensor: Tensor, kind: pa.DataType) -> pa.Array:
         BadRequest: a value is of another type.
     """
     try:
-        if tensor.datatype == "BYTES" and any(type(x) is bytes for x in tensor.data):
-            return pa.array(tensor.data, pa.binary()).cast(kind)
         if isinstance(tensor.data, np.ndarray):
             return pa.array(tensor.data).cast(kind)
-        if not pa.types.is_string(kind) and any(type(x) is bool for x in tensor.data):
-            raise BadRequest(f"input {tensor.name!r} must hold numbers, got a boolean")
+        found = set(map(type, tensor.data)) - {type(None)}
+        if found == {bytes}:
+            return pa.array(tensor.data, pa.binary()).cast(kind)
+        wrong = found - ELEMENT_TYPES[str(kind)]
+        if wrong:
+            raise TypeError(f"got a {wrong.pop().__name__}")
         return pa.array(tensor.data, kind)
     except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
         raise BadRequest(
