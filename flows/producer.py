@@ -7,7 +7,7 @@ import time
 from functools import partial
 from typing import Any
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from flows.kafka_client import MAX_MESSAGE_BYTES
 from monitoring.metrics import DEAD_LETTERS, SINK_ERRORS, SINK_EVENTS
@@ -62,7 +62,7 @@ class BatchProducer:
             reason: of a dead letter, for the metrics.
 
         Raises:
-            DeliveryError: an earlier message failed.
+            DeliveryError: an earlier message failed, or this one is too large.
         """
         self._raise_failure()
         options: dict[str, Any] = {} if partition is None else {"partition": partition}
@@ -75,6 +75,11 @@ class BatchProducer:
                 break
             except BufferError:
                 self._producer.poll(0.1)
+            except KafkaException as error:
+                raise DeliveryError(
+                    f"topic {topic!r}: a message of {len(value or b'')} bytes is refused: "
+                    f"{error.args[0].str()}"
+                ) from error
         self._producer.poll(0)
 
     def flush(self, timeout_s: float = 60.0) -> None:

@@ -1,0 +1,413 @@
+"""Clients, readers and sinks on a real Apache Kafka."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import bytewax.operators as op
+import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.testing import TestingSource, run_main
+from confluent_kafka import Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
+
+from flows.broker import EmbeddedKafka
+from flows.consumer import PartitionConsumer
+from flows.dead_letters import DeadLetters
+from flows.events import EventBatch, EventReader
+from flows.kafka_client import BrokerUnreachable, client_config, ensure_topics
+from flows.producer import BatchProducer, DeliveryError
+from flows.records import BEGIN_MS, END_HEADER, END_MS
+from flows.settings import Kafka, Settings, SettingsError, Topic
+from flows.sink import TopicSink
+from monitoring.metrics import DEAD_LETTERS, REJECTED, SINK_EVENTS, SOURCE_EVENTS, SOURCE_LAG
+
+T = TypeVar("T")
+START_MS = 1_700_000_000_000
+
+
+def eventually(look: Callable[[], T | None], within_s: float = 60.0) -> T:
+    """What `look` first finds."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if (found := look()) is not None:
+            return found
+    raise AssertionError(f"nothing found within {within_s} s")
+
+
+def take(consumer: PartitionConsumer, count: int) -> list[Message]:
+    messages: list[Message] = []
+
+    def enough() -> list[Message] | None:
+        messages.extend(consumer.poll(100))
+        return messages if len(messages) >= count else None
+
+    return eventually(enough)
+
+
+def values(messages: list[Message]) -> list[bytes | None]:
+    return [message.value() for message in messages]
+
+
+@pytest.fixture
+def config(kafka: str) -> dict[str, Any]:
+    return client_config(Kafka(bootstrap=kafka))
+
+
+@pytest.fixture
+def topic(config: dict[str, Any]) -> str:
+    """A topic of one partition, with a leader."""
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    make(AdminClient(config), name)
+    return name
+
+
+def make(admin: AdminClient, name: str, **options: str) -> None:
+    admin.create_topics([NewTopic(name, 1, config=options)])[name].result()
+
+    def led() -> bool | None:
+        found = admin.list_topics(timeout=10).topics.get(name)
+        return True if found and [p.leader for p in found.partitions.values()] == [1] else None
+
+    eventually(led)
+
+
+@pytest.fixture
+def producer(config: dict[str, Any]) -> BatchProducer:
+    return BatchProducer(config)
+
+
+def renamed(settings: Settings, **topics: dict[str, Any]) -> Settings:
+    raw = settings.model_dump()
+    for key, changes in topics.items():
+        raw["topics"][key].update(changes)
+    return Settings.model_validate(raw)
+
+
+def test_no_bootstrap_tells_what_to_do() -> None:
+    with pytest.raises(SettingsError, match=r"kafka\.bootstrap = ''.*exfm up"):
+        client_config(Kafka())
+
+
+def test_security_settings_pass_through() -> None:
+    client: dict[str, str | int | float | bool] = {
+        "security.protocol": "SASL_SSL",
+        "sasl.password": "secret",
+    }
+    found = client_config(Kafka(bootstrap="a:1", client=client))
+    assert client.items() <= found.items()
+
+
+def test_unreachable_broker_is_named(tiny_settings: Settings) -> None:
+    kafka = {"bootstrap": "127.0.0.1:1"}
+    settings = Settings.model_validate({**tiny_settings.model_dump(), "kafka": kafka})
+    with pytest.raises(BrokerUnreachable, match=r"'127\.0\.0\.1:1' within 1 s"):
+        ensure_topics(settings, wait_s=1)
+
+
+@pytest.mark.kafka
+def test_topics_are_created_once_and_checked(kafka_settings: Settings) -> None:
+    ensure_topics(kafka_settings)  # they are there already
+    admin = AdminClient(client_config(kafka_settings.kafka))
+    found = admin.list_topics(timeout=10).topics
+    for key, topic in kafka_settings.topics:
+        assert len(found[topic.name].partitions) == topic.partitions
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic.name)
+        policy = admin.describe_configs([resource])[resource].result()["cleanup.policy"].value
+        assert policy == ("compact" if key == "snapshots" else "delete")
+    name = kafka_settings.topics.labels.name
+    with pytest.raises(SettingsError, match=rf"{name}' has 2 partitions, configured are 3"):
+        ensure_topics(renamed(kafka_settings, labels={"partitions": 3}))
+
+
+@pytest.mark.kafka
+def test_partition_is_read_in_order_from_any_offset(
+    config: dict[str, Any], topic: str, producer: BatchProducer
+) -> None:
+    before = SINK_EVENTS.labels(topic)._value.get()
+    for i in range(200):
+        producer.send(topic, b"%d" % i, partition=0, rows=2)
+    producer.flush()
+    assert SINK_EVENTS.labels(topic)._value.get() - before == 400
+    for offset in (None, 0, 150):
+        consumer = PartitionConsumer(config, topic, 0, offset)
+        start = offset or 0
+        assert (consumer.position, consumer.lag(), consumer.at_end()) == (start, 200 - start, False)
+        assert values(take(consumer, 200 - start)) == [b"%d" % i for i in range(start, 200)]
+        assert (consumer.position, consumer.lag(), consumer.at_end()) == (200, 0, True)
+        consumer.close()
+
+
+@pytest.mark.kafka
+def test_offset_that_is_gone_is_an_error_with_both_offsets(
+    config: dict[str, Any], topic: str, producer: BatchProducer
+) -> None:
+    for i in range(10):
+        producer.send(topic, b"%d" % i)
+    producer.flush()
+    place = TopicPartition(topic, 0, 4)
+    admin = AdminClient(config)  # its futures end only while it is there
+    admin.delete_records([place])[place].result()
+    for offset in (3, 11):
+        message = f"topic '{topic}' partition 0: offset {offset} is lost: .* 4 to 10"
+        with pytest.raises(RuntimeError, match=message):
+            PartitionConsumer(config, topic, 0, offset)
+    consumer = PartitionConsumer(config, topic, 0, None)
+    assert values(take(consumer, 6)) == [b"%d" % i for i in range(4, 10)]
+    consumer.close()
+
+
+@pytest.mark.kafka
+def test_missing_topic_is_an_error(config: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match="topic 'nowhere' partition 0: "):
+        PartitionConsumer(config, "nowhere", 0, None)
+
+
+@pytest.mark.kafka
+def test_topic_that_disappears_while_it_is_read_is_an_error(
+    config: dict[str, Any], topic: str, producer: BatchProducer
+) -> None:
+    for _ in range(5):
+        producer.send(topic, b"x")
+    producer.flush()
+    consumer = PartitionConsumer(config, topic, 0, 0)
+    take(consumer, 5)
+    admin = AdminClient(config)
+    admin.delete_topics([topic])[topic].result()
+    make(admin, topic)
+    with pytest.raises(RuntimeError, match=f"topic '{topic}' partition 0: "):
+        eventually(lambda: consumer.poll(10) or None)
+    consumer.close()
+
+
+@pytest.mark.kafka
+def test_control_records_do_not_hide_the_end(config: dict[str, Any], topic: str) -> None:
+    writer = Producer({**config, "transactional.id": topic})
+    writer.init_transactions()
+    for keep in (True, False):
+        writer.begin_transaction()
+        writer.produce(topic, b"kept" if keep else b"aborted")
+        writer.flush()
+        if keep:
+            writer.commit_transaction()
+        else:
+            writer.abort_transaction()
+    consumer = PartitionConsumer(config, topic, 0, 0)
+    seen = []
+
+    def ended() -> bool | None:
+        seen.extend(values(consumer.poll(10)))
+        return consumer.at_end() or None
+
+    assert eventually(ended)
+    assert (seen, consumer.position) == ([b"kept"], 4)
+    consumer.close()
+
+
+@pytest.mark.kafka
+def test_full_queue_is_waited_for(config: dict[str, Any], topic: str) -> None:
+    producer = BatchProducer({**config, "queue.buffering.max.messages": 10})
+    for i in range(1000):
+        producer.send(topic, b"%d" % i)
+    producer.flush()
+    consumer = PartitionConsumer(config, topic, 0, 0)
+    assert values(take(consumer, 1000)) == [b"%d" % i for i in range(1000)]
+    consumer.close()
+
+
+@pytest.mark.kafka
+def test_refused_message_fails_the_flush(config: dict[str, Any]) -> None:
+    name = f"small-{uuid.uuid4().hex[:8]}"
+    make(AdminClient(config), name, **{"max.message.bytes": "1000"})
+    producer = BatchProducer(config)
+    producer.send(name, b"x" * 5000)
+    with pytest.raises(DeliveryError, match=rf"1 messages failed, .*{name}.*MSG_SIZE_TOO_LARGE"):
+        producer.flush()
+    with pytest.raises(DeliveryError, match="1 messages failed"):
+        producer.send(name, b"small")
+
+
+@pytest.mark.kafka
+def test_message_that_no_topic_takes_is_refused_at_once(
+    producer: BatchProducer, topic: str
+) -> None:
+    with pytest.raises(DeliveryError, match=rf"topic '{topic}': a message of 16777216 bytes"):
+        producer.send(topic, bytes(16 * 2**20))
+
+
+def impression(number: int, ts_ms: int) -> bytes:
+    event = {"impression_id": f"i-{number}", "domain": "feed", "ts_ms": ts_ms, "user_id": number}
+    return json.dumps(event).encode()
+
+
+LOG: list[bytes | None] = [
+    impression(0, START_MS),
+    b"broken",
+    impression(1, START_MS + 9000),
+    impression(2, START_MS + 3000),  # late by 1 s
+    impression(3, START_MS + 4000),
+    None,
+    impression(4, START_MS + 10_000),
+]
+KEPT = ["i-0", "i-1", "i-3", "i-4"]
+ASIDE = {1: "not_json", 3: "late", 5: "empty"}
+
+
+@pytest.fixture
+def written(kafka_settings: Settings, producer: BatchProducer) -> Settings:
+    """A log of impressions in partition 1, with its end mark and something behind it."""
+    name = kafka_settings.topics.impressions.name
+    for value in LOG:
+        producer.send(name, value, partition=1)
+    producer.send(name, None, partition=1, headers={END_HEADER: b""})
+    producer.send(name, impression(9, START_MS), partition=1)
+    producer.flush()
+    return kafka_settings
+
+
+def batches(reader: EventReader) -> Iterator[EventBatch]:
+    """Batches up to the one that has ended."""
+    while True:
+        batch = eventually(reader.read)
+        yield batch
+        if batch.ended:
+            return
+
+
+def ids(batch: EventBatch) -> list[str]:
+    return [str(i) for i in batch.table["impression_id"].to_pylist()]
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("max_batch", [1, 2, 100])
+def test_reader_gives_the_same_rows_at_any_batch_and_restart(
+    written: Settings, max_batch: int
+) -> None:
+    das = written.das.model_copy(update={"max_batch": max_batch})
+    settings = written.model_copy(update={"das": das})
+    state: tuple[int, int] | None = None
+    seen: list[str] = []
+    watermarks = [BEGIN_MS]
+    while watermarks[-1] != END_MS:
+        reader = EventReader(settings, "impressions", 1, state, None)
+        batch = eventually(reader.read)
+        seen += ids(batch)
+        watermarks.append(batch.watermark_ms)
+        assert batch.partition == 1
+        assert batch.ended == (batch.watermark_ms == END_MS)
+        state = reader.state()
+        assert state[0] == batch.position
+        reader.close()
+    assert seen == KEPT
+    assert watermarks == sorted(watermarks)
+    if max_batch == 1:
+        assert watermarks[-2] == START_MS + 5000
+    assert state == (len(LOG) + 1, END_MS)
+
+
+@pytest.mark.kafka
+def test_ended_reader_says_so_again_after_a_restart(written: Settings) -> None:
+    reader = EventReader(written, "impressions", 1, None, None)
+    for _ in batches(reader):
+        pass
+    assert (reader.caught_up(), reader.read()) == (True, None)
+    again = EventReader(written, "impressions", 1, reader.state(), None)
+    batch = again.read()
+    assert batch is not None
+    assert (batch.ended, batch.watermark_ms, ids(batch)) == (True, END_MS, [])
+    assert (again.caught_up(), again.read(), again.state()) == (True, None, reader.state())
+    reader.close()
+    again.close()
+
+
+@pytest.mark.kafka
+def test_what_is_set_aside_is_counted_and_kept_byte_for_byte(
+    written: Settings, config: dict[str, Any]
+) -> None:
+    name = written.topics.impressions.name
+    letters = DeadLetters(BatchProducer(config), written.topics.dead_letters.name)
+    reader = EventReader(written, "impressions", 1, None, letters)
+    assert [i for batch in batches(reader) for i in ids(batch)] == KEPT
+    reader.flush()
+    reader.close()
+    consumer = PartitionConsumer(config, written.topics.dead_letters.name, 0, 0)
+    found = {}
+    for message in take(consumer, len(ASIDE)):
+        headers = dict(message.headers() or ())
+        assert (headers["topic"], headers["partition"]) == (name.encode(), b"1")
+        found[int(headers["offset"] or b"")] = (headers["reason"], message.value())
+    assert found == {at: (reason.encode(), LOG[at]) for at, reason in ASIDE.items()}
+    consumer.close()
+    counted = {reason: REJECTED.labels(name, reason)._value.get() for reason in ASIDE.values()}
+    assert counted == Counter(ASIDE.values())
+    assert DEAD_LETTERS.labels(written.topics.dead_letters.name, "late")._value.get() == 1
+    assert SOURCE_EVENTS.labels(name)._value.get() == len(LOG)
+    assert SOURCE_LAG.labels(name, "1")._value.get() == 0
+
+
+@pytest.mark.kafka
+def test_reader_of_an_empty_partition_is_caught_up(kafka_settings: Settings) -> None:
+    reader = EventReader(kafka_settings, "labels", 0, None, None)
+    assert (reader.read(), reader.caught_up(), reader.state()) == (None, True, (0, BEGIN_MS))
+    reader.close()
+
+
+@pytest.mark.kafka
+def test_labels_carry_position_of_their_task_and_address(
+    kafka_settings: Settings, producer: BatchProducer
+) -> None:
+    label = {"impression_id": "i", "task": "conversion", "value": 1, "ts_ms": START_MS}
+    name = kafka_settings.topics.labels.name
+    producer.send(name, json.dumps(label).encode(), partition=0)
+    producer.flush()
+    reader = EventReader(kafka_settings, "labels", 0, None, None)
+    batch = eventually(reader.read)
+    assert batch.table.to_pylist() == [
+        {**label, "task": 1, "partition": 0, "offset": 0, "index": 0}
+    ]
+    reader.close()
+
+
+@pytest.mark.kafka
+def test_sink_writes_each_item_to_its_partition(kafka_settings: Settings) -> None:
+    name = f"sink-{uuid.uuid4().hex[:8]}"
+    topic = Topic(name=name, partitions=12)  # "10" sorts before "2"
+    settings = renamed(kafka_settings, examples=topic.model_dump())
+    ensure_topics(settings)
+    items = [(str(i % 12), (b"key", b"%d" % i, 3)) for i in range(48)]
+    flow = Dataflow("test_sink")
+    op.output("out", op.input("in", flow, TestingSource(items)), TopicSink(settings, topic))
+    run_main(flow)
+    for partition in range(12):
+        consumer = PartitionConsumer(client_config(settings.kafka), name, partition, 0)
+        assert values(take(consumer, 4)) == [b"%d" % i for i in range(partition, 48, 12)]
+        consumer.close()
+    assert SINK_EVENTS.labels(name)._value.get() == 144
+
+
+@pytest.mark.kafka
+def test_clients_survive_a_killed_broker(tmp_path: Path) -> None:
+    with EmbeddedKafka(tmp_path / "kafka") as broker:
+        config = client_config(Kafka(bootstrap=broker.bootstrap))
+        make(AdminClient(config), "events")
+        producer = BatchProducer(config)
+        producer.send("events", b"before")
+        producer.flush()
+        consumer = PartitionConsumer(config, "events", 0, 0)
+        assert values(take(consumer, 1)) == [b"before"]
+        broker.kill()
+        producer.send("events", b"meanwhile")
+        with pytest.raises(DeliveryError, match="1 messages without acknowledgement after 1 s"):
+            producer.flush(timeout_s=1)
+        assert consumer.poll(10) == []
+        broker.start()
+        producer.send("events", b"after")
+        producer.flush()
+        assert values(take(consumer, 2)) == [b"meanwhile", b"after"]
+        consumer.close()
