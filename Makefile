@@ -16,6 +16,7 @@ ARGS ?=
 KUAIRAND ?=
 
 LOCKED := constraints/exfm.txt
+IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)"
 INSTALLED := $(VENV)/.installed-$(TORCH)
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-emit-index-url --no-annotate --custom-compile-command "make constraints"
@@ -67,6 +68,7 @@ constraints: $(BIN)/uv ## Lock the newest allowed packages for Python 3.10 to 3.
 	@$(COMPILE) --upgrade --group dev --output-file $(LOCKED) pyproject.toml
 	@$(COMPILE) --upgrade --group pyproject.toml:serve --constraints $(LOCKED) \
 		--output-file constraints/serve.txt
+	@$(COMPILE) --upgrade --constraints $(LOCKED) --output-file constraints/train.txt pyproject.toml
 	@echo uv | $(COMPILE) --upgrade --output-file constraints/uv.txt -
 
 .PHONY: clean
@@ -91,20 +93,13 @@ $(BIN)/uv: constraints/uv.txt
 		"$(PYTHON) $(PYTHONS)" >&2; exit 1
 	@touch $@
 
-# uv's own progress bars are wanted here: the first download takes minutes on a slow line.
+# A changed choice of TORCH must replace a torch of the same version. uv's progress bars are wanted:
+# the first download takes minutes on a slow line.
 $(INSTALLED): $(BIN)/uv pyproject.toml $(LOCKED)
 	@echo "Installing the locked packages (torch: $(TORCH))"
-ifeq ($(TORCH),locked)
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes --requirement $(LOCKED) \
-		$$(grep -qsv locked $(VENV)/torch-choice && echo --reinstall-package torch)
-else
-	@awk '/^[a-z]/ {skip = $$0 ~ /^(torch|triton|nvidia-|cuda-)/} !skip' $(LOCKED) > $(VENV)/no-torch.txt
-	@sed -n 's/^\(torch==[^\\]*\).*/\1/p' $(LOCKED) > $(VENV)/torch.txt
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes --requirement $(VENV)/no-torch.txt
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --no-deps --reinstall-package torch \
-		--torch-backend $(TORCH) --requirement $(VENV)/torch.txt
-endif
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@grep -qsx '$(TORCH)' $(VENV)/torch-choice || replace="--reinstall-package torch"; \
+		$(IN_VENV) constraints/install.sh $(LOCKED) $(TORCH) $$replace
+	@$(IN_VENV) uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.installed-*
 	@echo $(TORCH) > $(VENV)/torch-choice
 	@touch $@
