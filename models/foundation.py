@@ -22,6 +22,10 @@ class Foundation(nn.Module):
         super().__init__()
         self.serving = ServingGraph(encoding, network, num_tasks, generator)
 
+    def heads(self) -> list[nn.Linear]:
+        """Layers whose bias is the log-odds of a task."""
+        return [self.serving.head]
+
     def loss(self, hidden_BH: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and the serving logits, shape [B, T]."""
         logits_BT: Tensor = self.serving.head(hidden_BH)

@@ -56,7 +56,12 @@ class Frozen:
 
 
 class OnlineLearner:
-    """A teacher or student with its optimisers."""
+    """A teacher or student with its optimisers.
+
+    A task's heads start at the base rate of the first batch that holds labels of it: Adam alone
+    would need thousands of steps to reach the log-odds of a rare label, and a young teacher would
+    teach the way there.
+    """
 
     def __init__(self, model: Foundation | Vertical, learning: Learning) -> None:
         self.model = model
@@ -64,6 +69,7 @@ class OnlineLearner:
         self.rows = RowwiseAdagrad(graph.table, learning.embedding_lr)
         dense = (p for p in model.parameters() if p is not graph.table)
         self.dense = FlatAdam(dense, learning.dense_lr)
+        self.started_T = torch.zeros(graph.num_tasks, dtype=torch.bool)
 
     def score(self, inputs: Inputs) -> Floats:
         """Serving logits, shape [B, T]; learns nothing."""
@@ -77,12 +83,21 @@ class OnlineLearner:
         """
         if not batch.mask_BT.any():
             return self.score(batch.inputs)
-        ids_BP, sequence_BL, numeric_BN = tensors(self.model.serving, batch.inputs)
         targets = Targets.of(
             torch.from_numpy(batch.labels_BT),
             torch.from_numpy(batch.mask_BT),
             torch.from_numpy(batch.teacher_BT),
         )
+        first_T = ~self.started_T & torch.from_numpy(batch.mask_BT.any(axis=0))
+        if not first_T.any():
+            return self._step(batch.inputs, targets)
+        logits = self.score(batch.inputs)
+        self._start(targets, first_T)
+        self._step(batch.inputs, targets)
+        return logits
+
+    def _step(self, inputs: Inputs, targets: Targets) -> Floats:
+        ids_BP, sequence_BL, numeric_BN = tensors(self.model.serving, inputs)
         ids_P = ids_BP.flatten()
         rows_PD = self.rows.gather(ids_P)
         rows_BPD = rows_PD.view(*ids_BP.shape, -1)
@@ -93,6 +108,15 @@ class OnlineLearner:
         self.dense.step()
         logits: Floats = logits_BT.detach().numpy()
         return logits
+
+    @torch.no_grad()
+    def _start(self, targets: Targets, first_T: Tensor) -> None:
+        """Set the biases of the chosen tasks."""
+        count_T = (targets.weight_BT > 0).sum(dim=0)
+        bias_T = torch.logit((targets.label_BT.sum(dim=0) + 0.5) / (count_T + 1.0))
+        for head in self.model.heads():
+            head.bias.copy_(torch.where(first_T, bias_T, head.bias))
+        self.started_T |= first_T
 
     def serving_graph(self) -> ServingGraph:
         """The serving path with live parameters: further steps change them."""
@@ -120,6 +144,7 @@ class OnlineLearner:
             "model": self.model.state_dict(),
             "rows": self.rows.state_dict(),
             "dense": self.dense.state_dict(),
+            "started": {"tasks": self.started_T},
         }
         return {
             f"{part}.{name}": value

@@ -40,6 +40,10 @@ class Vertical(nn.Module):
         self.auxiliary = linear(width, num_tasks, generator) if mode in ("ah", "ah_sa") else None
         self.adapter = StudentAdapter(num_tasks, generator) if mode.endswith("_sa") else None
 
+    def heads(self) -> list[nn.Linear]:
+        """Layers whose bias is the log-odds of a task."""
+        return [h for h in (self.serving.head, self.auxiliary) if h is not None]
+
     def loss(self, hidden_BH: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and the serving logits, shape [B, T]."""
         settings = self.distillation

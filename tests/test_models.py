@@ -195,6 +195,22 @@ def test_batch_without_labels_changes_nothing(kind: str) -> None:
     np.testing.assert_array_equal(logits, learner.score(full.inputs))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_start_at_the_base_rate_of_their_first_labels(kind: str) -> None:
+    learner, full = build(kind), batch(1, size=200)
+    labels = np.zeros_like(full.labels_BT)
+    labels[:9] = 1  # half added to each side: 9.5 of 201
+    first = np.zeros_like(full.mask_BT)
+    first[:, 0] = True
+    for mask, started in ((first, [True, False]), (np.ones_like(first), [True, True])):
+        expected = learner.score(full.inputs)
+        got = learner.learn(Batch(full.inputs, labels, mask, full.teacher_BT))
+        np.testing.assert_array_equal(got, expected)
+        for head in learner.model.heads():
+            near = np.abs(head.bias.detach().numpy() - np.log(9.5 / 191.5)) < 0.01
+            assert near.tolist() == started
+
+
 def test_learn_returns_the_logits_before_the_step() -> None:
     learner, examples = build("ah"), batch(1)
     expected = learner.score(examples.inputs)
