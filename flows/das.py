@@ -1,0 +1,166 @@
+"""DAS, the data augmentation service: impressions + labels + predictions -> training examples.
+
+    EXFM_CONFIG=config.toml EXFM_RUN=runs/a python -m bytewax.run flows.das:flow
+
+A thin shell: sources read and split (flows/das_sources.py), each shard joins (flows/shard.py), the
+sink writes to `examples`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow
+from bytewax.inputs import Source
+from bytewax.operators import StatefulBatchLogic
+from bytewax.outputs import Sink
+
+from flows.das_sources import EventSource, Item, PredictionSource
+from flows.das_state import claim, recovery_folder, shards_folder
+from flows.dead_letters import DeadLetters
+from flows.example_rows import Message
+from flows.kafka_client import client_config
+from flows.producer import BatchProducer
+from flows.read_ahead import ReadAhead
+from flows.records import END_MS, floor_ms
+from flows.run_folder import RunFolder
+from flows.runner import Placement, run_flow
+from flows.settings import Settings, load
+from flows.shard import Shard
+from flows.sink import TopicSink
+from flows.watermarks import PatientWatermarks, Watermarks, sources
+
+TICK = timedelta(milliseconds=200)
+"""How often a live shard looks at the wall clock."""
+
+
+class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
+    """A shard in a Bytewax flow; which one, its first item or its saved state says."""
+
+    def __init__(
+        self, settings: Settings, folder: Path, ahead: ReadAhead, state: dict[str, Any] | None
+    ) -> None:
+        self._settings, self._folder, self._ahead = settings, folder, ahead
+        self._end_ms = floor_ms(END_MS, settings.das.bucket_ms)
+        self._core: Shard | None = None
+        if state is not None:
+            self._core = self._shard(state["shard"])
+            self._core.restore(state)
+
+    def on_batch(self, values: list[tuple[Any, ...]]) -> tuple[list[Message], bool]:
+        """Take all that has arrived, then close what can be closed."""
+        if self._core is None:
+            self._core = self._shard(values[0][1])
+            self._core.clear()
+        for what, _, *rest in values:
+            if what == "rows":
+                self._core.take_rows(*rest)
+            elif what == "watermark":
+                self._core.take_watermark(*rest)
+            else:
+                self._core.take_idle(*rest)
+        return self.on_notify()
+
+    def on_notify(self) -> tuple[list[Message], bool]:
+        """Close what can be closed by now."""
+        assert self._core is not None
+        messages = self._core.advance(time.monotonic())
+        self._ahead.closed(self._core.index, self._core.done_ms)
+        return messages, StatefulBatchLogic.RETAIN
+
+    def notify_at(self) -> datetime | None:
+        """Live, the wall clock may end a wait."""
+        if self._settings.as_of or self._core is None or self._core.done_ms >= self._end_ms:
+            return None
+        return datetime.now(timezone.utc) + TICK
+
+    def snapshot(self) -> dict[str, Any]:
+        """Plain data; the rows stand in files."""
+        assert self._core is not None
+        return self._core.save()
+
+    def _shard(self, index: int) -> Shard:
+        topics = self._settings.topics
+        names = sources(topics.impressions.partitions, topics.labels.partitions)
+        watermarks = (
+            Watermarks(names)
+            if self._settings.as_of
+            else PatientWatermarks(names, self._settings.das.teacher_grace_s)
+        )
+        return Shard(index, self._settings, self._folder, watermarks)
+
+
+def build(
+    settings: Settings,
+    state: Path,
+    inputs: Sequence[Source[Item]],
+    sink: Sink[Any],
+    ahead: ReadAhead,
+) -> Dataflow:
+    """The flow.
+
+    Args:
+        settings: of the run.
+        state: folder of the segments.
+        inputs: of impressions, labels and predictions, see flows/das_sources.py.
+        sink: takes (str(partition), (key, value, rows)).
+        ahead: shared with the inputs.
+    """
+    partitions = settings.topics.examples.partitions
+
+    def logic(saved: dict[str, Any] | None) -> ShardLogic:
+        return ShardLogic(settings, shards_folder(state), ahead, saved)
+
+    def addressed(item: tuple[str, Message]) -> tuple[str, tuple[bytes, bytes, int]]:
+        shard, (value, rows) = item
+        return str(int(shard) % partitions), (shard.encode(), value, rows)
+
+    flow = Dataflow("das")
+    arrived = [op.input(f"in_{i}", flow, source) for i, source in enumerate(inputs)]
+    merged = op.merge("merge", *arrived)  # ("shard", (what, shard, ...))
+    joined = op.stateful_batch("join", merged, logic)  # ("shard", (message, rows))
+    outgoing = op.map("address", joined, addressed)  # ("partition", (key, message, rows))
+    op.output("examples", outgoing, sink)
+    return flow
+
+
+def kafka_flow(settings: Settings, state: Path) -> Dataflow:
+    """The flow over the topics of `settings`.
+
+    Raises:
+        SettingsError: the state was made for another configuration.
+        BrokerUnreachable: no broker answers.
+    """
+    claim(state, settings)
+    producer = BatchProducer(client_config(settings.kafka))
+    letters = DeadLetters(producer, settings.topics.dead_letters.name)
+    ahead = ReadAhead(settings)
+    inputs: list[Source[Item]] = [
+        EventSource(settings, "impressions", ahead, letters),
+        EventSource(settings, "labels", ahead, letters),
+        PredictionSource(settings, ahead),
+    ]
+    return build(settings, state, inputs, TopicSink(settings, settings.topics.examples), ahead)
+
+
+def run(settings: Settings, folder: RunFolder, placement: Placement) -> None:
+    """Run until the log has ended or a stop is requested."""
+    state = folder.state / "das"
+    run_flow(
+        kafka_flow(settings, state),
+        placement,
+        recovery=recovery_folder(state),
+        epoch_s=settings.das.recovery_every_s,
+    )
+
+
+def flow() -> Dataflow:
+    """The flow that EXFM_CONFIG and EXFM_RUN describe, for `python -m bytewax.run`."""
+    settings = load(Path(os.environ["EXFM_CONFIG"]), dict(os.environ))
+    return kafka_flow(settings, RunFolder(Path(os.environ["EXFM_RUN"])).state / "das")

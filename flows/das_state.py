@@ -1,0 +1,72 @@
+"""Where DAS keeps its state, and what that state was made for.
+
+state/das/recovery/        Bytewax: offsets, and the segments of each shard
+state/das/shards/<shard>/  segments
+state/das/format.json      what may not change while the state lives
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flows.records import example_schema, impression_schema, prediction_schema
+from flows.run_folder import write_json
+from flows.settings import Settings, SettingsError
+
+FORMAT_VERSION = 1
+
+
+def recovery_folder(state: Path) -> Path:
+    """Bytewax's recovery store."""
+    return state / "recovery"
+
+
+def shards_folder(state: Path) -> Path:
+    """Segments, a folder a shard."""
+    return state / "shards"
+
+
+def claim(state: Path, settings: Settings) -> None:
+    """Check that the state in a folder fits the configuration; note what a new one is made for.
+
+    Raises:
+        SettingsError: it was made for another configuration.
+    """
+    path, wanted = state / "format.json", made_for(settings)
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    changed = [key for key in wanted if found.get(key) != wanted[key]]
+    if changed:
+        lines = [f"{key}: {found.get(key)!r} there, {wanted[key]!r} configured" for key in changed]
+        raise SettingsError(
+            f"{state}: the state was made for another configuration; take that one again, or "
+            f"start a new run:\n" + "\n".join(lines)
+        )
+
+
+def made_for(settings: Settings) -> dict[str, Any]:
+    """What decides which examples a log means, and where they stand."""
+    topics = settings.topics
+    return {
+        "format_version": FORMAT_VERSION,
+        "das.shards": settings.das.shards,
+        "das.bucket_s": settings.das.bucket_s,
+        "tasks": [[t.name, t.window_ms] for t in settings.tasks],
+        "topics": {
+            name: [topic.name, topic.partitions]
+            for name, topic in topics
+            if name in ("impressions", "labels", "fm_predictions", "examples")
+        },
+        "columns": [
+            [f"{f.name}: {f.type}" for f in schema]
+            for schema in (
+                impression_schema(settings),
+                prediction_schema(settings),
+                example_schema(settings),
+            )
+        ],
+    }
