@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from typing import Any
 from urllib.parse import unquote
 
@@ -20,7 +21,7 @@ from prometheus_client.registry import REGISTRY
 
 from monitoring import metrics
 from onnx_export import features, protocol
-from onnx_export.http import Request, Response
+from onnx_export.http import MAX_BODY_BYTES, Request, Response
 from onnx_export.live import LiveModels
 from onnx_export.protocol import Array, BadRequest
 from onnx_export.session import Logits, Scorer
@@ -135,10 +136,8 @@ def infer(scorer: Scorer, request: Request, max_rows: int) -> tuple[Response, in
     Raises:
         BadRequest: the request is not one for this model.
     """
-    encoding_header = request.headers.get("content-encoding", "identity")
-    if encoding_header != "identity":
-        raise BadRequest(f"content-encoding must be identity, got {encoding_header!r}")
-    decoded = protocol.decode(request.body, request.headers.get(protocol.HEADER_LENGTH))
+    body = plain(request.body, request.headers.get("content-encoding", "identity"))
+    decoded = protocol.decode(body, request.headers.get(protocol.HEADER_LENGTH))
     outputs = decoded.outputs or dict.fromkeys(scorer.tasks, decoded.binary)
     unknown = [name for name in outputs if name not in scorer.tasks]
     if unknown:
@@ -162,6 +161,26 @@ def infer(scorer: Scorer, request: Request, max_rows: int) -> tuple[Response, in
     headers = {protocol.HEADER_LENGTH: str(length)}
     binary = Response(body=body, content_type="application/octet-stream", headers=headers)
     return binary, table.num_rows
+
+
+def plain(body: bytes, coding: str) -> bytes:
+    """A body without its compression.
+
+    Raises:
+        BadRequest: it is compressed in another way, damaged or too large.
+    """
+    if coding == "identity":
+        return body
+    if coding not in ("gzip", "deflate"):
+        raise BadRequest(f"content-encoding must be identity, gzip or deflate, got {coding!r}")
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # finds out which of the two it is
+    try:
+        whole = inflate.decompress(body, MAX_BODY_BYTES)
+    except zlib.error as reason:
+        raise BadRequest(f"the body is not {coding}: {reason}") from reason
+    if not inflate.eof:
+        raise BadRequest(f"the body must end within {MAX_BODY_BYTES} bytes of {coding}")
+    return whole
 
 
 def sigmoid(logits_BT: Logits) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import socket
 import struct
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -269,6 +271,23 @@ def test_outputs_are_chosen_and_mixed(site: Site, client: httpx.Client) -> None:
     assert [o["name"] for o in head["outputs"]] == ["buy", "click"]
     assert len(response.content) - length == 12
     assert len(head["outputs"][1]["data"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("coding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+def test_compressed_request_is_scored(
+    site: Site, client: httpx.Client, coding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    expected = client.post(site.infer_url, json={"inputs": INPUTS}).json()
+    body = compress(json.dumps({"inputs": INPUTS}).encode())
+    headers = {"content-encoding": coding}
+    assert client.post(site.infer_url, content=body, headers=headers).json() == expected
+    for damaged in (b"plain", body[:-9]):
+        response = client.post(site.infer_url, content=damaged, headers=headers)
+        assert response.status_code == 400
+    response = client.post(site.infer_url, content=body, headers={"content-encoding": "br"})
+    assert "gzip or deflate, got 'br'" in response.json()["error"]
 
 
 def test_no_rows_are_answered(site: Site, client: httpx.Client) -> None:
