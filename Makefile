@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTHONS := python3.11 python3.12 python3.10 python3
 # TORCH=cpu takes PyTorch's CPU build; other values are backends that uv knows, e.g. cu130, or
 # `locked`, the build with a locked hash. The last choice is kept.
-TORCH ?= $(shell cat .venv/torch-choice 2>/dev/null || echo locked)
+TORCH ?= $(shell cat $(VENV)/torch-choice 2>/dev/null || echo locked)
 # Further options of the command behind a target, e.g. `make demo ARGS="--seed 7"`.
 ARGS ?=
 # Folder of KuaiRand-Pure as published, for `replay` and `soak`.
@@ -97,7 +97,7 @@ $(BIN)/uv: constraints/uv.txt
 # the first download takes minutes on a slow line.
 $(INSTALLED): $(BIN)/uv pyproject.toml $(LOCKED)
 	@echo "Installing the locked packages (torch: $(TORCH))"
-	@grep -qsx '$(TORCH)' $(VENV)/torch-choice || replace="--reinstall-package torch"; \
+	@grep -qsvx '$(TORCH)' $(VENV)/torch-choice && replace="--reinstall-package torch"; \
 		$(IN_VENV) constraints/install.sh $(LOCKED) $(TORCH) $$replace
 	@$(IN_VENV) uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.installed-*

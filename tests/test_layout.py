@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
@@ -96,6 +97,29 @@ def test_server_starts_from_its_own_requirements_without_torch() -> None:
     needed = {owner for name in loaded for owner in owners.get(name, []) if owner in known}
     allowed = {pin.partition("==")[0] for pin in locked("serve.txt")} | {"exfm", "setuptools"}
     assert {canonical(name) for name in needed} <= allowed
+
+
+def test_wheel_holds_every_package_and_the_jar_lock(tmp_path: Path) -> None:
+    built, unpacked = tmp_path / "built", tmp_path / "unpacked"
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(built)]
+    subprocess.run(build, cwd=ROOT, capture_output=True, check=True)
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        wheel.extractall(unpacked)
+    code = "import flows, models, monitoring, onnx_export as last; print(last.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(unpacked)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(unpacked / "onnx_export" / "__init__.py")
+    for package in LAYERS:
+        ours = {path.relative_to(ROOT / package) for path in modules(package)}
+        shipped = {p.relative_to(unpacked / package) for p in (unpacked / package).rglob("*.py")}
+        assert shipped == ours
+    assert (unpacked / "flows" / "jgo.lock.toml").exists()
 
 
 def test_server_requirements_are_locked_to_the_same_versions() -> None:
