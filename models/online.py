@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.dense import FlatAdam
 from models.embedding import RowwiseAdagrad
@@ -207,6 +208,6 @@ def score(graph: ServingGraph, inputs: Inputs) -> Floats:
     """Logits of a graph, shape [B, T]."""
     ids_BP, sequence_BL, numeric_BN = tensors(graph, inputs)
     with torch.inference_mode():
-        hidden_BH = graph.trunk(graph.table[ids_BP], sequence_BL, numeric_BN)
+        hidden_BH = graph.trunk(functional.embedding(ids_BP, graph.table), sequence_BL, numeric_BN)
         logits: Floats = graph.head(hidden_BH).numpy()
     return logits

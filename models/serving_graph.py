@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models import embedding
 from models.dense import linear
@@ -59,5 +60,7 @@ class ServingGraph(nn.Module):
             numeric_BN: float32; None if there are no numeric features.
         """
         ids_BP = ids_BF if sequence_BL is None else torch.cat([ids_BF, sequence_BL], dim=1)
-        logits_BT: Tensor = self.head(self.trunk(self.table[ids_BP], sequence_BL, numeric_BN))
+        logits_BT: Tensor = self.head(
+            self.trunk(functional.embedding(ids_BP, self.table), sequence_BL, numeric_BN)
+        )
         return logits_BT
