@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+UNREADABLE = (pa.ArrowException, ValueError, TypeError, OSError, MemoryError)
+"""What reading damaged bytes raises; a ValueError for a column's name that is not UTF-8."""
+
 
 class BadMessage(ValueError):
     """The message as a whole cannot be read; `reason` is one of few names."""
@@ -27,7 +30,7 @@ def parse(message: bytes | None, schema: pa.Schema) -> pa.Table:
     try:
         table = pa.ipc.open_stream(message).read_all()
         table.validate(full=True)
-    except (pa.ArrowException, OSError, MemoryError) as error:
+    except UNREADABLE as error:
         raise BadMessage("not_arrow") from error
     return pa.table([column(table, field) for field in schema], schema=nullable(schema))
 
