@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, generate_latest
@@ -37,28 +36,25 @@ def run_process(process: str, settings: Settings, folder: RunFolder, placement: 
         folder: of the run.
         placement: where it stands among several processes of the same flow.
     """
+    if process not in (*FLOWS, SERVE):
+        raise ValueError(f"process must be one of {', '.join(FLOWS)}, {SERVE}; got {process!r}")
     configure_logging()
+    module = None if process == SERVE else import_module(f"flows.{process.replace('-', '_')}")
     name = f"{process}-{placement.process_id}" if len(placement.addresses) > 1 else process
     with announced(folder, name) as entry:
-        if process == SERVE:
+        if module is None:
             serve(settings, folder, entry)
-        else:
-            run_flow_of(process, settings, folder, placement)
+            return
+        from flows.kafka_client import ensure_topics
 
-
-def run_flow_of(process: str, settings: Settings, folder: RunFolder, placement: Placement) -> None:
-    """Run one of `FLOWS`; topics that are missing are created."""
-    if process not in FLOWS:
-        raise ValueError(f"process must be one of {', '.join(FLOWS)}, {SERVE}; got {process!r}")
-    from flows.kafka_client import ensure_topics
-
-    ensure_topics(settings)
-    import_module(f"flows.{process.replace('-', '_')}").run(settings, folder, placement)
+        ensure_topics(settings)
+        module.run(settings, folder, placement)
 
 
 def serve(settings: Settings, folder: RunFolder, entry: dict[str, object]) -> None:
     """Serve the students of the run, and announce the address once requests are answered."""
     from flows.runner import stop_requested, stopping_on_signals
+    from flows.teacher import store_path
     from onnx_export import server
 
     serving = settings.serving
@@ -78,11 +74,6 @@ def serve(settings: Settings, folder: RunFolder, entry: dict[str, object]) -> No
             announce,
             stop_requested,
         )
-
-
-def store_path(settings: Settings, folder: RunFolder) -> Path:
-    """Folder of the snapshot store."""
-    return Path(settings.store.path) if settings.store.path else folder.store
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 A group is one process, or several that only work together and restart as a whole. Exit code 0 means
 finished; anything else is a death, and the group starts again after a pause that grows. A group
-that dies again and again ends the run, with the end of its log.
+that dies again and again, or of its configuration (exit code 2), ends the run with the end of its
+log.
 
 Nothing happens between two calls of `poll`. Children live in sessions of their own (Ctrl-C reaches
 the supervisor alone, which then stops them in order) and end with the supervisor, even if that is
@@ -30,6 +31,8 @@ BROKER = "broker"
 STOP_S = 15.0
 """After this, processes that were asked to stop are killed."""
 TAIL_LINES = 15
+REFUSED = 2
+"""Exit code that says that the configuration is wrong: starting again would not help."""
 
 
 class ProcessFailed(RuntimeError):
@@ -217,7 +220,8 @@ class Supervisor:
             member.deaths.append(now_s)
         while member.deaths and member.deaths[0] < now_s - self._backoff.within_s:
             member.deaths.popleft()
-        if not member.group.restart or len(member.deaths) >= self._backoff.deaths:
+        hopeless = REFUSED in codes or not member.group.restart
+        if hopeless or len(member.deaths) >= self._backoff.deaths:
             raise ProcessFailed(self._epitaph(member, codes))
         doubled = self._backoff.first_s * 2 ** max(0, len(member.deaths) - 1)
         pause_s = 0.0 if member.killed else min(doubled, self._backoff.longest_s)

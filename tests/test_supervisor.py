@@ -102,6 +102,13 @@ def test_death_of_a_group_without_restart_ends_the_run(tmp_path: Path) -> None:
             until(supervisor, lambda: False)
 
 
+def test_wrong_configuration_is_not_tried_again(tmp_path: Path) -> None:
+    with Supervisor(tmp_path, os.environ) as supervisor:
+        supervisor.add(group("job", "exit(2)"))
+        with pytest.raises(ProcessFailed, match=r"job died exit code \[2\]"):
+            until(supervisor, lambda: False)
+
+
 def test_stopped_group_stays_stopped_until_it_is_restarted(tmp_path: Path) -> None:
     with Supervisor(tmp_path, os.environ) as supervisor:
         supervisor.add(group("job", SLEEP))

@@ -1,0 +1,282 @@
+"""The command line: `exfm --help`.
+
+Exit codes: 0 done, 1 failed, 2 wrong configuration or usage, 130 interrupted. What a command needs
+is imported inside it, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from flows.run_setup import (
+    FAILED,
+    MISCONFIGURED,
+    begin,
+    existing_folder,
+    fail,
+    folder_of,
+    load_settings,
+    new_folder,
+    parsed_speed,
+    store_of,
+)
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="A large teacher improves small ranking models over Kafka, while they serve.",
+)
+snapshots = typer.Typer(no_args_is_help=True, help="List snapshots, or serve an older one.")
+app.add_typer(snapshots, name="snapshots")
+
+Process = Literal["das", "fm-inference", "fm-training", "vm-training", "serve"]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="TOML file; default: that of the run."),
+]
+Run = Annotated[
+    str | None,
+    typer.Option("--run", metavar="NAME|PATH", help="Name below runs/, or a folder."),
+]
+Seed = Annotated[int, typer.Option(help="Moves every seed: models, market, noise.")]
+Speed = Annotated[
+    str, typer.Option(metavar="max|FLOAT", help="Event seconds a second; max: all at once.")
+]
+DasProcesses = Annotated[
+    int, typer.Option("--das-processes", min=1, help="Processes that share the join.")
+]
+
+
+@app.command()
+def demo(
+    config: Config = None,
+    run: Run = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of the stream.")] = 210.0,
+    seed: Seed = 0,
+) -> None:
+    """Run the whole loop on a simulated ad market, under load, and measure the gain.
+
+    Exit code 0 only if the bars of the last table hold. Example: `exfm demo --seconds 120`
+    """
+    from flows.demo import default_config
+    from flows.demo import demo as run_demo
+
+    folder = new_folder(run, "demo")
+    settings = begin(folder, config or default_config("market"), seed=seed)
+    checks = run_demo(settings, folder, seconds=seconds, console=Console())
+    failed = [check.name for check in checks if not check.passed]
+    if failed:
+        fail(f"not reached: {'; '.join(failed)}", FAILED)
+
+
+@app.command()
+def up(config: Config = None, run: Run = None, das_processes: DasProcesses = 1) -> None:
+    """Run all processes under one supervisor, which restarts what dies.
+
+    Starts a Kafka of its own unless `kafka.bootstrap` or EXFM_BOOTSTRAP names one. Stopped by
+    Ctrl-C, it goes on where it was. Example: `exfm up --config configs/market.toml --run market`
+    """
+    from flows.demo import keep_up
+
+    folder = folder_of(run or "default")
+    settings = begin(folder, config) if config else load_settings(folder.config)
+    keep_up(settings, folder, das_processes=das_processes, console=Console())
+
+
+@app.command("run")
+def run_one(
+    process: Annotated[Process, typer.Argument(help="Which.", show_default=False)],
+    config: Config = None,
+    run: Run = None,
+    process_id: Annotated[
+        int, typer.Option("--process-id", "-i", min=0, help="Position among --address.")
+    ] = 0,
+    address: Annotated[
+        list[str] | None,
+        typer.Option("--address", "-a", metavar="HOST:PORT", help="Each process of this flow."),
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Threads.")] = 1,
+) -> None:
+    """Run one process, until its log has ended or SIGTERM stops it.
+
+    Example: `EXFM_BOOTSTRAP=kafka:9092 exfm run das --config configs/market.toml --run market`
+    """
+    from flows.process import run_process
+    from flows.runner import Placement
+
+    folder = folder_of(run or "default")
+    settings = load_settings(config or folder.config)
+    addresses = tuple(address or ())
+    if process_id >= max(1, len(addresses)):
+        fail(f"--process-id {process_id} must be below the {len(addresses)} addresses given")
+    placement = Placement(process_id=process_id, addresses=addresses, workers=workers)
+    run_process(process, settings, folder, placement)
+
+
+@app.command()
+def replay(
+    dataset: Annotated[Literal["kuairand"], typer.Argument(help="Which.", show_default=False)],
+    data: Annotated[Path, typer.Argument(metavar="DIR", help="The data set as published.")],
+    config: Config = None,
+    run: Run = None,
+    seed: Seed = 0,
+    speed: Speed = "max",
+    das_processes: DasProcesses = 1,
+    shuffle_teacher: Annotated[
+        bool, typer.Option("--shuffle-teacher", help="Control: shuffle predictions by domain.")
+    ] = False,
+    write_only: Annotated[
+        bool, typer.Option("--write-only", help="Only write the events to the configured Kafka.")
+    ] = False,
+) -> None:
+    """Replay a data set through all processes, wait until it is learned, and measure.
+
+    Example: `exfm replay kuairand data/kuairand_pure --seed 1 --das-processes 2`
+    """
+    from flows import feed
+    from flows.demo import default_config, replay_dataset
+    from flows.launch import exfm
+
+    pace = parsed_speed(speed)
+    if write_only:
+        folder = folder_of(run or "default")
+        settings = load_settings(config or folder.config)
+        feed.write_events(settings, folder, feed.kuairand(settings, data), pace)
+        return
+    folder = new_folder(run, dataset)
+    settings = begin(
+        folder, config or default_config(dataset), seed=seed, shuffle_teacher=shuffle_teacher
+    )
+    write = exfm("replay", dataset, str(data), f"--speed={speed}", "--write-only", folder=folder)
+    replay_dataset(settings, folder, write, das_processes=das_processes, console=Console())
+
+
+@app.command()
+def simulate(
+    config: Config = None,
+    run: Run = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Event time to simulate.")] = 210.0,
+    seed: Seed = 0,
+    speed: Speed = "1",
+) -> None:
+    """Write the simulated market to the configured Kafka.
+
+    Example: `EXFM_BOOTSTRAP=kafka:9092 exfm simulate --run market --seconds 600`
+    """
+    from flows import feed
+    from flows.config_file import seeded
+
+    folder = folder_of(run or "default")
+    settings = seeded(load_settings(config or folder.config), seed)
+    events = feed.market(settings, seconds)
+    feed.write_events(settings, folder, events, parsed_speed(speed))
+
+
+@app.command()
+def load(
+    config: Config = None,
+    run: Run = None,
+    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second.")] = 20.0,
+    rows: Annotated[int, typer.Option(min=1, help="Candidates a request.")] = 20,
+) -> None:
+    """Send a light load to the run's server, made of its own impressions, until stopped.
+
+    Example: `exfm load --run market --rate 50`
+    """
+    from flows.load import drive
+    from flows.process import configure_logging
+    from flows.runner import stop_requested, stopping_on_signals
+
+    configure_logging()
+    folder = folder_of(run or "default")
+    settings = load_settings(config or folder.config)
+    with stopping_on_signals():
+        drive(settings, folder, rate=rate, rows=rows, should_stop=stop_requested)
+
+
+@app.command()
+def status(config: Config = None, run: Run = None) -> None:
+    """Show a run's processes, models and snapshots.
+
+    Example: `exfm status --run market`
+    """
+    from flows.status import status as tables
+
+    folder = existing_folder(run)
+    Console().print(tables(folder, store_of(config, folder)))
+
+
+@snapshots.command("ls")
+def list_snapshots(
+    model: Annotated[str | None, typer.Argument(help="Default: all models.")] = None,
+    config: Config = None,
+    run: Run = None,
+) -> None:
+    """List the versions of each model; the one that serves has a star.
+
+    Example: `exfm snapshots ls --run market`
+    """
+    from flows.status import snapshots_table
+
+    Console().print(snapshots_table(store_of(config, existing_folder(run)), model))
+
+
+@snapshots.command()
+def rollback(
+    model: Annotated[str, typer.Argument(help="Which.", show_default=False)],
+    version: Annotated[int | None, typer.Argument(help="Default: the one before.")] = None,
+    config: Config = None,
+    run: Run = None,
+) -> None:
+    """Serve an older version until a newer one is published.
+
+    Example: `exfm snapshots rollback feed_late --run market`
+    """
+    store = store_of(config, existing_folder(run))
+    try:
+        serves = store.rollback(model, version)
+    except LookupError as error:
+        fail(str(error.args[0]), FAILED)
+    Console().print(f"{model} serves {serves}")
+
+
+def main() -> None:
+    """Entry point; user errors are one line each."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+    except Exception as error:
+        reason: BaseException | None = error
+        while reason is not None and exit_code(reason) is None:
+            reason = reason.__cause__
+        if reason is None:
+            raise
+        fail(str(reason), exit_code(reason) or FAILED)
+
+
+def exit_code(error: BaseException) -> int | None:
+    """Exit code of an error that speaks for itself, else None."""
+    from flows.broker import BrokerError
+    from flows.jars import JarError
+    from flows.kafka_client import BrokerUnreachable
+    from flows.settings import SettingsError
+    from flows.supervisor import ProcessFailed
+    from onnx_export.manifest import SnapshotCorrupt
+
+    if isinstance(error, SettingsError):
+        return MISCONFIGURED
+    expected = (BrokerError, BrokerUnreachable, JarError, ProcessFailed, SnapshotCorrupt)
+    return FAILED if isinstance(error, expected) else None
+
+
+if __name__ == "__main__":
+    main()
