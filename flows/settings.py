@@ -5,6 +5,7 @@ Environment variables override addresses and carry secrets:
     EXFM_CONFIG      path of the TOML file, for `python -m bytewax.run flows.das:flow`
     EXFM_RUN         the run's folder
     EXFM_BOOTSTRAP   `bootstrap.servers`, in place of `kafka.bootstrap`
+    EXFM_SERVING     `host:port` to serve on, in place of `serving.host` and `serving.port`
 """
 
 from __future__ import annotations
@@ -312,7 +313,7 @@ def load(path: Path, environ: dict[str, str] | None = None) -> Settings:
 
     Args:
         path: the file.
-        environ: environment whose EXFM_BOOTSTRAP overrides `kafka.bootstrap`.
+        environ: environment whose EXFM_BOOTSTRAP and EXFM_SERVING override the file's addresses.
 
     Raises:
         SettingsError: the file is missing, not TOML, or breaks a rule.
@@ -323,12 +324,24 @@ def load(path: Path, environ: dict[str, str] | None = None) -> Settings:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not TOML: {error}") from error
-    if environ and environ.get("EXFM_BOOTSTRAP"):
-        raw = {**raw, "kafka": {**raw.get("kafka", {}), "bootstrap": environ["EXFM_BOOTSTRAP"]}}
     try:
-        return Settings.model_validate(raw)
+        return Settings.model_validate(with_addresses(raw, environ or {}))
     except ValidationError as error:
         raise SettingsError("\n".join(explain(path, error))) from error
+
+
+def with_addresses(raw: dict[str, Any], environ: dict[str, str]) -> dict[str, Any]:
+    """The file's tables with the addresses that the environment gives."""
+    host, _, port = environ.get("EXFM_SERVING", "").rpartition(":")
+    addresses: dict[str, dict[str, str]] = {
+        "kafka": {"bootstrap": environ.get("EXFM_BOOTSTRAP", "")},
+        "serving": {"host": host, "port": port},
+    }
+    for table, values in addresses.items():
+        given = {key: value for key, value in values.items() if value}
+        if given:
+            raw = {**raw, table: {**raw.get(table, {}), **given}}
+    return raw
 
 
 def explain(path: Path, error: ValidationError) -> list[str]:

@@ -28,7 +28,7 @@ IMPORT_SERVER = """
 import sys
 import onnx_export.server
 assert "bytewax" not in sys.modules
-import flows.process, flows.runner
+import flows.cli, flows.process, flows.runner
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
