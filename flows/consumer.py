@@ -7,11 +7,12 @@ and what it says meanwhile is logged. What cannot heal is raised.
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from flows.kafka_client import UNREACHABLE, WAIT_S, BrokerUnreachable
+from flows.kafka_client import UNREACHABLE, UNSETTLED, WAIT_S, BrokerUnreachable
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ OPTIONS = {
     "auto.offset.reset": "error",
     "isolation.level": "read_committed",
     "fetch.wait.max.ms": 20,
+    "fetch.queue.backoff.ms": 10,
     "queued.max.messages.kbytes": 16 * 1024,
     "fetch.message.max.bytes": 4 * 2**20,
 }
@@ -77,14 +79,15 @@ class PartitionConsumer:
             if message is None:
                 continue
             error = message.error()
+            offset = message.offset() or 0
             if error is None:
+                self._expect(offset)
+                self._position = offset + 1
                 messages.append(message)
             elif error.code() == KafkaError._PARTITION_EOF:
-                self._reach(message.offset(), messages)
+                self._position = max(self._position, offset)  # behind control records
             else:
                 self._raise_unless_transient(error)
-        if messages:
-            self._advance(messages)
         return messages
 
     def at_end(self) -> bool:
@@ -102,29 +105,34 @@ class PartitionConsumer:
         self._consumer.close()
 
     def _bounds(self, bootstrap: str) -> tuple[int, int]:
-        try:
-            low, high = self._consumer.get_watermark_offsets(self._address, timeout=WAIT_S)
-        except KafkaException as failure:
-            error = failure.args[0]
-            if error.code() in UNREACHABLE:
-                raise BrokerUnreachable(bootstrap, WAIT_S, error.str()) from failure
-            raise RuntimeError(f"{self._place()}: {error.str()}") from failure
-        return low, high
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            try:
+                return self._consumer.get_watermark_offsets(self._address, timeout=WAIT_S)
+            except KafkaException as failure:
+                error = failure.args[0]
+                if error.code() in UNREACHABLE:
+                    raise BrokerUnreachable(bootstrap, WAIT_S, error.str()) from failure
+                if time.monotonic() > deadline or not self._is_unsettled(error):
+                    raise RuntimeError(f"{self._place()}: {error.str()}") from failure
+            time.sleep(0.05)
 
-    def _reach(self, offset: int | None, messages: list[Message]) -> None:
-        """Take the end of the partition as position: only control records may lie before it."""
-        if messages:
-            self._advance(messages)
-        if offset is not None and offset > self._position:
-            self._position = offset
+    def _is_unsettled(self, error: KafkaError) -> bool:
+        if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION):
+            found = self._consumer.list_topics(self._topic, timeout=WAIT_S).topics[self._topic]
+            return found.error is None and self._partition in found.partitions
+        return error.code() in UNSETTLED
 
-    def _advance(self, messages: list[Message]) -> None:
-        self._position = max(self._position, (messages[-1].offset() or 0) + 1)
+    def _expect(self, offset: int) -> None:
+        if offset < self._position:
+            raise RuntimeError(
+                f"{self._place()}: offset {offset} came again, expected {self._position} or later"
+            )
 
     def _raise_unless_transient(self, error: KafkaError) -> None:
         if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             raise self._lost(*self._consumer.get_watermark_offsets(self._address, timeout=WAIT_S))
-        if error.fatal() or not (error.retriable() or error.code() in UNREACHABLE):
+        if error.fatal() or error.code() not in (*UNREACHABLE, *UNSETTLED):
             raise RuntimeError(f"{self._place()}: {error.name()}: {error.str()}")
         logger.warning("%s: %s, trying again", self._place(), error.str())
 

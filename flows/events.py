@@ -95,6 +95,7 @@ class EventReader:
             return self._batch(self._on_time([])) if announce else None
         messages = self._consumer.poll(self._max_messages)
         if not messages and self._position == self._consumer.position:
+            SOURCE_LAG.labels(self._topic.name, str(self._partition)).set(self._consumer.lag())
             return None
         self._position = self._consumer.position
         end = next((i for i, message in enumerate(messages) if is_end(message)), None)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import bytewax.operators as op
+import pyarrow as pa
 import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSource, run_main
@@ -20,10 +21,11 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 from flows.broker import EmbeddedKafka
 from flows.consumer import PartitionConsumer
 from flows.dead_letters import DeadLetters
+from flows.event_rules import impression_rules
 from flows.events import EventBatch, EventReader
 from flows.kafka_client import BrokerUnreachable, client_config, ensure_topics
 from flows.producer import BatchProducer, DeliveryError
-from flows.records import BEGIN_MS, END_HEADER, END_MS
+from flows.records import BEGIN_MS, END_HEADER, END_MS, impression_schema
 from flows.settings import Kafka, Settings, SettingsError, Topic
 from flows.sink import TopicSink
 from monitoring.metrics import DEAD_LETTERS, REJECTED, SINK_EVENTS, SOURCE_EVENTS, SOURCE_LAG
@@ -349,6 +351,35 @@ def test_what_is_set_aside_is_counted_and_kept_byte_for_byte(
     assert DEAD_LETTERS.labels(written.topics.dead_letters.name, "late")._value.get() == 1
     assert SOURCE_EVENTS.labels(name)._value.get() == len(LOG)
     assert SOURCE_LAG.labels(name, "1")._value.get() == 0
+
+
+@pytest.mark.kafka
+def test_late_row_of_an_arrow_message_is_set_aside_alone(
+    kafka_settings: Settings, config: dict[str, Any], producer: BatchProducer
+) -> None:
+    settings = renamed(kafka_settings, impressions={"format": "arrow"})
+    schema = impression_rules(settings).schema
+    times = [START_MS, START_MS + 9000, START_MS + 1000, START_MS + 4000]
+    rows = [json.loads(impression(i, ts_ms)) for i, ts_ms in enumerate(times)]
+    table = pa.Table.from_pylist(rows, schema=schema)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(table)
+    producer.send(settings.topics.impressions.name, sink.getvalue().to_pybytes(), partition=0)
+    producer.flush()
+    letters = DeadLetters(BatchProducer(config), settings.topics.dead_letters.name)
+    reader = EventReader(settings, "impressions", 0, None, letters)
+    batch = eventually(reader.read)
+    assert batch.table.schema == impression_schema(settings)
+    assert (ids(batch), batch.table["index"].to_pylist()) == (["i-0", "i-1", "i-3"], [0, 1, 3])
+    reader.flush()
+    reader.close()
+    consumer = PartitionConsumer(config, settings.topics.dead_letters.name, 0, 0)
+    (letter,) = take(consumer, 1)
+    headers = dict(letter.headers() or ())
+    assert (headers["reason"], headers["index"]) == (b"late", b"2")
+    assert pa.ipc.open_stream(letter.value()).read_all().to_pylist() == table[2:3].to_pylist()
+    consumer.close()
 
 
 @pytest.mark.kafka
