@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from flows.broker import EmbeddedKafka
-from flows.kafka_client import ensure_topics
-from flows.settings import Settings
+from flows.kafka_client import client_config, ensure_topics
+from flows.producer import BatchProducer
+from flows.settings import Kafka, Settings
 from onnx_export.store import SnapshotStore
 
 
@@ -110,3 +111,9 @@ def kafka_settings(kafka: str, tiny_settings: Settings) -> Settings:
     settings = Settings.model_validate(raw)
     ensure_topics(settings)
     return settings
+
+
+@pytest.fixture
+def producer(kafka: str) -> BatchProducer:
+    """A producer on the broker of the session."""
+    return BatchProducer(client_config(Kafka(bootstrap=kafka)))

@@ -1,17 +1,14 @@
-"""Clients, readers and sinks on a real Apache Kafka."""
+"""Clients and sinks on a real Apache Kafka."""
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import bytewax.operators as op
-import pyarrow as pa
 import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSource, run_main
@@ -20,18 +17,13 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from flows.broker import EmbeddedKafka
 from flows.consumer import PartitionConsumer
-from flows.dead_letters import DeadLetters
-from flows.event_rules import impression_rules
-from flows.events import EventBatch, EventReader
 from flows.kafka_client import BrokerUnreachable, client_config, ensure_topics
 from flows.producer import BatchProducer, DeliveryError
-from flows.records import BEGIN_MS, END_HEADER, END_MS, impression_schema
 from flows.settings import Kafka, Settings, SettingsError, Topic
 from flows.sink import TopicSink
-from monitoring.metrics import DEAD_LETTERS, REJECTED, SINK_EVENTS, SOURCE_EVENTS, SOURCE_LAG
+from monitoring.metrics import SINK_EVENTS
 
 T = TypeVar("T")
-START_MS = 1_700_000_000_000
 
 
 def eventually(look: Callable[[], T | None], within_s: float = 60.0) -> T:
@@ -78,11 +70,6 @@ def make(admin: AdminClient, name: str, **options: str) -> None:
         return True if found and [p.leader for p in found.partitions.values()] == [1] else None
 
     eventually(led)
-
-
-@pytest.fixture
-def producer(config: dict[str, Any]) -> BatchProducer:
-    return BatchProducer(config)
 
 
 def renamed(settings: Settings, **topics: dict[str, Any]) -> Settings:
@@ -241,168 +228,6 @@ def test_message_that_no_topic_takes_is_refused_at_once(
 ) -> None:
     with pytest.raises(DeliveryError, match=rf"topic '{topic}': a message of 16777216 bytes"):
         producer.send(topic, bytes(16 * 2**20))
-
-
-def impression(number: int, ts_ms: int) -> bytes:
-    event = {"impression_id": f"i-{number}", "domain": "feed", "ts_ms": ts_ms, "user_id": number}
-    return json.dumps(event).encode()
-
-
-LOG: list[bytes | None] = [
-    impression(0, START_MS),
-    b"broken",
-    impression(1, START_MS + 9000),
-    impression(2, START_MS + 3000),  # late by 1 s
-    impression(3, START_MS + 4000),
-    None,
-    impression(4, START_MS + 10_000),
-]
-KEPT = ["i-0", "i-1", "i-3", "i-4"]
-ASIDE = {1: "not_json", 3: "late", 5: "empty"}
-
-
-@pytest.fixture
-def written(kafka_settings: Settings, producer: BatchProducer) -> Settings:
-    """A log of impressions in partition 1, with its end mark and something behind it."""
-    name = kafka_settings.topics.impressions.name
-    for value in LOG:
-        producer.send(name, value, partition=1)
-    producer.send(name, None, partition=1, headers={END_HEADER: b""})
-    producer.send(name, impression(9, START_MS), partition=1)
-    producer.flush()
-    return kafka_settings
-
-
-def batches(reader: EventReader) -> Iterator[EventBatch]:
-    """Batches up to the one that has ended."""
-    while True:
-        batch = eventually(reader.read)
-        yield batch
-        if batch.ended:
-            return
-
-
-def ids(batch: EventBatch) -> list[str]:
-    return [str(i) for i in batch.table["impression_id"].to_pylist()]
-
-
-@pytest.mark.kafka
-@pytest.mark.parametrize("max_batch", [1, 2, 100])
-def test_reader_gives_the_same_rows_at_any_batch_and_restart(
-    written: Settings, max_batch: int
-) -> None:
-    das = written.das.model_copy(update={"max_batch": max_batch})
-    settings = written.model_copy(update={"das": das})
-    state: tuple[int, int] | None = None
-    seen: list[str] = []
-    watermarks = [BEGIN_MS]
-    while watermarks[-1] != END_MS:
-        reader = EventReader(settings, "impressions", 1, state, None)
-        batch = eventually(reader.read)
-        seen += ids(batch)
-        watermarks.append(batch.watermark_ms)
-        assert batch.partition == 1
-        assert batch.ended == (batch.watermark_ms == END_MS)
-        state = reader.state()
-        assert state[0] == batch.position
-        reader.close()
-    assert seen == KEPT
-    assert watermarks == sorted(watermarks)
-    if max_batch == 1:
-        assert watermarks[-2] == START_MS + 5000
-    assert state == (len(LOG) + 1, END_MS)
-
-
-@pytest.mark.kafka
-def test_ended_reader_says_so_again_after_a_restart(written: Settings) -> None:
-    reader = EventReader(written, "impressions", 1, None, None)
-    for _ in batches(reader):
-        pass
-    assert (reader.caught_up(), reader.read()) == (True, None)
-    again = EventReader(written, "impressions", 1, reader.state(), None)
-    batch = again.read()
-    assert batch is not None
-    assert (batch.ended, batch.watermark_ms, ids(batch)) == (True, END_MS, [])
-    assert (again.caught_up(), again.read(), again.state()) == (True, None, reader.state())
-    reader.close()
-    again.close()
-
-
-@pytest.mark.kafka
-def test_what_is_set_aside_is_counted_and_kept_byte_for_byte(
-    written: Settings, config: dict[str, Any]
-) -> None:
-    name = written.topics.impressions.name
-    letters = DeadLetters(BatchProducer(config), written.topics.dead_letters.name)
-    reader = EventReader(written, "impressions", 1, None, letters)
-    assert [i for batch in batches(reader) for i in ids(batch)] == KEPT
-    reader.flush()
-    reader.close()
-    consumer = PartitionConsumer(config, written.topics.dead_letters.name, 0, 0)
-    found = {}
-    for message in take(consumer, len(ASIDE)):
-        headers = dict(message.headers() or ())
-        assert (headers["topic"], headers["partition"]) == (name.encode(), b"1")
-        found[int(headers["offset"] or b"")] = (headers["reason"], message.value())
-    assert found == {at: (reason.encode(), LOG[at]) for at, reason in ASIDE.items()}
-    consumer.close()
-    counted = {reason: REJECTED.labels(name, reason)._value.get() for reason in ASIDE.values()}
-    assert counted == Counter(ASIDE.values())
-    assert DEAD_LETTERS.labels(written.topics.dead_letters.name, "late")._value.get() == 1
-    assert SOURCE_EVENTS.labels(name)._value.get() == len(LOG)
-    assert SOURCE_LAG.labels(name, "1")._value.get() == 0
-
-
-@pytest.mark.kafka
-def test_late_row_of_an_arrow_message_is_set_aside_alone(
-    kafka_settings: Settings, config: dict[str, Any], producer: BatchProducer
-) -> None:
-    settings = renamed(kafka_settings, impressions={"format": "arrow"})
-    schema = impression_rules(settings).schema
-    times = [START_MS, START_MS + 9000, START_MS + 1000, START_MS + 4000]
-    rows = [json.loads(impression(i, ts_ms)) for i, ts_ms in enumerate(times)]
-    table = pa.Table.from_pylist(rows, schema=schema)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_table(table)
-    producer.send(settings.topics.impressions.name, sink.getvalue().to_pybytes(), partition=0)
-    producer.flush()
-    letters = DeadLetters(BatchProducer(config), settings.topics.dead_letters.name)
-    reader = EventReader(settings, "impressions", 0, None, letters)
-    batch = eventually(reader.read)
-    assert batch.table.schema == impression_schema(settings)
-    assert (ids(batch), batch.table["index"].to_pylist()) == (["i-0", "i-1", "i-3"], [0, 1, 3])
-    reader.flush()
-    reader.close()
-    consumer = PartitionConsumer(config, settings.topics.dead_letters.name, 0, 0)
-    (letter,) = take(consumer, 1)
-    headers = dict(letter.headers() or ())
-    assert (headers["reason"], headers["index"]) == (b"late", b"2")
-    assert pa.ipc.open_stream(letter.value()).read_all().to_pylist() == table[2:3].to_pylist()
-    consumer.close()
-
-
-@pytest.mark.kafka
-def test_reader_of_an_empty_partition_is_caught_up(kafka_settings: Settings) -> None:
-    reader = EventReader(kafka_settings, "labels", 0, None, None)
-    assert (reader.read(), reader.caught_up(), reader.state()) == (None, True, (0, BEGIN_MS))
-    reader.close()
-
-
-@pytest.mark.kafka
-def test_labels_carry_position_of_their_task_and_address(
-    kafka_settings: Settings, producer: BatchProducer
-) -> None:
-    label = {"impression_id": "i", "task": "conversion", "value": 1, "ts_ms": START_MS}
-    name = kafka_settings.topics.labels.name
-    producer.send(name, json.dumps(label).encode(), partition=0)
-    producer.flush()
-    reader = EventReader(kafka_settings, "labels", 0, None, None)
-    batch = eventually(reader.read)
-    assert batch.table.to_pylist() == [
-        {**label, "task": 1, "partition": 0, "offset": 0, "index": 0}
-    ]
-    reader.close()
 
 
 @pytest.mark.kafka

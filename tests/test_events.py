@@ -1,0 +1,194 @@
+"""Impressions and labels read from a real Apache Kafka: rows, watermarks, what is set aside."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain, islice
+
+import pyarrow as pa
+import pytest
+from confluent_kafka import Message
+
+from flows.consumer import PartitionConsumer
+from flows.dead_letters import DeadLetters
+from flows.event_rules import impression_rules
+from flows.events import EventBatch, EventReader
+from flows.kafka_client import client_config
+from flows.producer import BatchProducer
+from flows.records import BEGIN_MS, END_HEADER, END_MS, impression_schema
+from flows.settings import Settings
+from monitoring.metrics import DEAD_LETTERS, REJECTED, SOURCE_EVENTS, SOURCE_LAG
+
+pytestmark = pytest.mark.kafka
+
+START_MS = 1_700_000_000_000
+
+
+def next_batch(reader: EventReader) -> EventBatch:
+    return next(batch for batch in iter(reader.read, object()) if batch is not None)
+
+
+def dead_letters(settings: Settings, count: int) -> list[Message]:
+    topic = settings.topics.dead_letters.name
+    consumer = PartitionConsumer(client_config(settings.kafka), topic, 0, 0)
+    letters = islice(chain.from_iterable(iter(lambda: consumer.poll(100), None)), count)
+    try:
+        return list(letters)
+    finally:
+        consumer.close()
+
+
+def impression(number: int, ts_ms: int) -> bytes:
+    event = {"impression_id": f"i-{number}", "domain": "feed", "ts_ms": ts_ms, "user_id": number}
+    return json.dumps(event).encode()
+
+
+LOG: list[bytes | None] = [
+    impression(0, START_MS),
+    b"broken",
+    impression(1, START_MS + 9000),
+    impression(2, START_MS + 3000),  # late by 1 s
+    impression(3, START_MS + 4000),
+    None,
+    impression(4, START_MS + 10_000),
+]
+KEPT = ["i-0", "i-1", "i-3", "i-4"]
+ASIDE = {1: "not_json", 3: "late", 5: "empty"}
+
+
+@pytest.fixture
+def written(kafka_settings: Settings, producer: BatchProducer) -> Settings:
+    """A log of impressions in partition 1, with its end mark and something behind it."""
+    name = kafka_settings.topics.impressions.name
+    for value in LOG:
+        producer.send(name, value, partition=1)
+    producer.send(name, None, partition=1, headers={END_HEADER: b""})
+    producer.send(name, impression(9, START_MS), partition=1)
+    producer.flush()
+    return kafka_settings
+
+
+def batches(reader: EventReader) -> Iterator[EventBatch]:
+    """Batches up to the one that has ended."""
+    while True:
+        batch = next_batch(reader)
+        yield batch
+        if batch.ended:
+            return
+
+
+def ids(batch: EventBatch) -> list[str]:
+    return [str(i) for i in batch.table["impression_id"].to_pylist()]
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 100])
+def test_reader_gives_the_same_rows_at_any_batch_and_restart(
+    written: Settings, max_batch: int
+) -> None:
+    das = written.das.model_copy(update={"max_batch": max_batch})
+    settings = written.model_copy(update={"das": das})
+    state: tuple[int, int] | None = None
+    seen: list[str] = []
+    watermarks = [BEGIN_MS]
+    while watermarks[-1] != END_MS:
+        reader = EventReader(settings, "impressions", 1, state, None)
+        batch = next_batch(reader)
+        seen += ids(batch)
+        watermarks.append(batch.watermark_ms)
+        assert batch.partition == 1
+        assert batch.ended == (batch.watermark_ms == END_MS)
+        state = reader.state()
+        assert state[0] == batch.position
+        reader.close()
+    assert seen == KEPT
+    assert watermarks == sorted(watermarks)
+    if max_batch == 1:
+        assert watermarks[-2] == START_MS + 5000
+    assert state == (len(LOG) + 1, END_MS)
+
+
+def test_ended_reader_says_so_again_after_a_restart(written: Settings) -> None:
+    reader = EventReader(written, "impressions", 1, None, None)
+    for _ in batches(reader):
+        pass
+    assert (reader.caught_up(), reader.read()) == (True, None)
+    again = EventReader(written, "impressions", 1, reader.state(), None)
+    batch = again.read()
+    assert batch is not None
+    assert (batch.ended, batch.watermark_ms, ids(batch)) == (True, END_MS, [])
+    assert (again.caught_up(), again.read(), again.state()) == (True, None, reader.state())
+    reader.close()
+    again.close()
+
+
+def test_what_is_set_aside_is_counted_and_kept_byte_for_byte(
+    written: Settings, producer: BatchProducer
+) -> None:
+    name = written.topics.impressions.name
+    letters = DeadLetters(producer, written.topics.dead_letters.name)
+    reader = EventReader(written, "impressions", 1, None, letters)
+    assert [i for batch in batches(reader) for i in ids(batch)] == KEPT
+    reader.flush()
+    reader.close()
+    found = {}
+    for message in dead_letters(written, len(ASIDE)):
+        headers = dict(message.headers() or ())
+        assert (headers["topic"], headers["partition"]) == (name.encode(), b"1")
+        found[int(headers["offset"] or b"")] = (headers["reason"], message.value())
+    assert found == {at: (reason.encode(), LOG[at]) for at, reason in ASIDE.items()}
+    counted = {reason: REJECTED.labels(name, reason)._value.get() for reason in ASIDE.values()}
+    assert counted == Counter(ASIDE.values())
+    assert DEAD_LETTERS.labels(written.topics.dead_letters.name, "late")._value.get() == 1
+    assert SOURCE_EVENTS.labels(name)._value.get() == len(LOG)
+    assert SOURCE_LAG.labels(name, "1")._value.get() == 0
+
+
+def test_late_row_of_an_arrow_message_is_set_aside_alone(
+    kafka_settings: Settings, producer: BatchProducer
+) -> None:
+    arrow = kafka_settings.topics.impressions.model_copy(update={"format": "arrow"})
+    topics = kafka_settings.topics.model_copy(update={"impressions": arrow})
+    settings = kafka_settings.model_copy(update={"topics": topics})
+    schema = impression_rules(settings).schema
+    times = [START_MS, START_MS + 9000, START_MS + 1000, START_MS + 4000]
+    rows = [json.loads(impression(i, ts_ms)) for i, ts_ms in enumerate(times)]
+    table = pa.Table.from_pylist(rows, schema=schema)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(table)
+    producer.send(settings.topics.impressions.name, sink.getvalue().to_pybytes(), partition=0)
+    producer.flush()
+    letters = DeadLetters(producer, settings.topics.dead_letters.name)
+    reader = EventReader(settings, "impressions", 0, None, letters)
+    batch = next_batch(reader)
+    assert batch.table.schema == impression_schema(settings)
+    assert (ids(batch), batch.table["index"].to_pylist()) == (["i-0", "i-1", "i-3"], [0, 1, 3])
+    reader.flush()
+    reader.close()
+    (letter,) = dead_letters(settings, 1)
+    headers = dict(letter.headers() or ())
+    assert (headers["reason"], headers["index"]) == (b"late", b"2")
+    assert pa.ipc.open_stream(letter.value()).read_all().to_pylist() == table[2:3].to_pylist()
+
+
+def test_reader_of_an_empty_partition_is_caught_up(kafka_settings: Settings) -> None:
+    reader = EventReader(kafka_settings, "labels", 0, None, None)
+    assert (reader.read(), reader.caught_up(), reader.state()) == (None, True, (0, BEGIN_MS))
+    reader.close()
+
+
+def test_labels_carry_position_of_their_task_and_address(
+    kafka_settings: Settings, producer: BatchProducer
+) -> None:
+    label = {"impression_id": "i", "task": "conversion", "value": 1, "ts_ms": START_MS}
+    name = kafka_settings.topics.labels.name
+    producer.send(name, json.dumps(label).encode(), partition=0)
+    producer.flush()
+    reader = EventReader(kafka_settings, "labels", 0, None, None)
+    batch = next_batch(reader)
+    assert batch.table.to_pylist() == [
+        {**label, "task": 1, "partition": 0, "offset": 0, "index": 0}
+    ]
+    reader.close()
