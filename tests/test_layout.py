@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,8 @@ from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 import pytest
+
+from flows.process import FLOWS, SERVE
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
@@ -134,3 +137,13 @@ def locked(name: str) -> set[str]:
 
 def canonical(distribution: str) -> str:
     return distribution.lower().replace("_", "-").replace(".", "-")
+
+
+def test_compose_builds_targets_that_exist_and_mounts_files_that_exist() -> None:
+    text = (ROOT / "docker" / "compose.yaml").read_text()
+    stages = set(re.findall(r"^FROM .* AS (\w+)", (ROOT / "docker/Dockerfile").read_text(), re.M))
+    assert set(re.findall(r"target: (\w+)", text)) <= stages
+    for source in re.findall(r"- (\.{1,2}/[^:]+):", text):
+        assert (ROOT / "docker" / source).exists(), source
+    for process in re.findall(r"\[run, ([\w-]+),", text):
+        assert process in (*FLOWS, SERVE)
