@@ -115,8 +115,8 @@ def coverage_after_first(quality: Quality, task: int) -> float | None:
     )
 
 
-def set_gauges(model: str, quality: Quality) -> None:
-    """Show the newest intervals as live metrics."""
+def set_gauges(model: str, quality: Quality, totals: dict[str, Any]) -> None:
+    """Show the newest intervals as live metrics, and the AUC of `totals`."""
     recent = quality.recent()
     for t, task in enumerate(quality.tasks):
         figures = compared(recent[t], quality.has_shadow)
@@ -127,7 +127,7 @@ def set_gauges(model: str, quality: Quality) -> None:
             (TRAIN_GAIN, figures["gain"]),
             (TRAIN_TRANSFER, figures["transfer_ratio"]),
             (TRAIN_CALIBRATION, figures["calibration"]),
-            (TRAIN_AUC, finite(quality.ranking.last_two_thirds()[f"student/{t}"].auc())),
+            (TRAIN_AUC, totals[task]["auc"]["student"]),
         ):
             if value is not None:
                 gauge.labels(model, task).set(value)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,7 @@ class Trainer:
         rows = self._reader.read(ready.table)
         intervals = rows.closed_B // self._course.every_ms
         starts = np.flatnonzero(np.diff(intervals, prepend=-1)).tolist()
-        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+        for start, stop in pairwise([*starts, len(rows)]):
             interval = int(intervals[start])
             self._reach(interval * self._course.every_ms)
             self._take(rows.take(slice(start, stop)))
@@ -126,7 +127,7 @@ class Trainer:
         model, domains = self._course.model, self._course.domains
         content = document(model, domains, quality, has_users=self._course.has_users)
         write_json(self._document, content)
-        set_gauges(model, quality)
+        set_gauges(model, quality, content["totals"])
         self._saved_s = time.monotonic()
         self._pause_s = max(CHECKPOINT_EVERY_S, (self._saved_s - began) / CHECKPOINT_SHARE)
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
 from flows.settings import Task
 from models.encoding import Encoder, Inputs
+from models.hashing import hash_ids
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -131,12 +131,9 @@ class RowReader:
         return np.stack(columns, axis=1)
 
     def _users(self, table: pa.Table) -> Array:
-        if USER not in table.column_names:
+        if USER not in table.column_names or not table.num_rows:
             return np.zeros(table.num_rows, dtype=np.int64)
-        digest = xxhash.xxh64_intdigest
-        values = table[USER].cast(pa.string()).fill_null("").to_pylist()
-        hashes = np.fromiter((digest(v) for v in values), dtype=np.uint64, count=len(values))
-        return hashes.view(np.int64)
+        return hash_ids(table[USER].combine_chunks()).view(np.int64)
 
 
 def to_numpy(column: pa.ChunkedArray, null: object) -> Array:
