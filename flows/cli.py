@@ -6,16 +6,17 @@ is imported inside it, so that help comes at once.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from flows.run_setup import (
     FAILED,
     MISCONFIGURED,
     begin,
+    console,
     existing_folder,
     fail,
     folder_of,
@@ -68,10 +69,12 @@ def demo(
     """
     from flows.demo import default_config
     from flows.demo import demo as run_demo
+    from flows.process import configure_logging
 
+    configure_logging(logging.WARNING)
     folder = new_folder(run, "demo")
     settings = begin(folder, config or default_config("market"), seed=seed)
-    checks = run_demo(settings, folder, seconds=seconds, console=Console())
+    checks = run_demo(settings, folder, seconds=seconds, console=console())
     failed = [check.name for check in checks if not check.passed]
     if failed:
         fail(f"not reached: {'; '.join(failed)}", FAILED)
@@ -85,10 +88,12 @@ def up(config: Config = None, run: Run = None, das_processes: DasProcesses = 1) 
     Ctrl-C, it goes on where it was. Example: `exfm up --config configs/market.toml --run market`
     """
     from flows.demo import keep_up
+    from flows.process import configure_logging
 
+    configure_logging(logging.WARNING)
     folder = folder_of(run or "default")
     settings = begin(folder, config) if config else load_settings(folder.config)
-    keep_up(settings, folder, das_processes=das_processes, console=Console())
+    keep_up(settings, folder, das_processes=das_processes, console=console())
 
 
 @app.command("run")
@@ -144,6 +149,7 @@ def replay(
     from flows import feed
     from flows.demo import default_config, replay_dataset
     from flows.launch import exfm
+    from flows.process import configure_logging
 
     pace = parsed_speed(speed)
     if write_only:
@@ -151,12 +157,13 @@ def replay(
         settings = load_settings(config or folder.config)
         feed.write_events(settings, folder, feed.kuairand(settings, data), pace)
         return
+    configure_logging(logging.WARNING)
     folder = new_folder(run, dataset)
     settings = begin(
         folder, config or default_config(dataset), seed=seed, shuffle_teacher=shuffle_teacher
     )
     write = exfm("replay", dataset, str(data), f"--speed={speed}", "--write-only", folder=folder)
-    replay_dataset(settings, folder, write, das_processes=das_processes, console=Console())
+    replay_dataset(settings, folder, write, das_processes=das_processes, console=console())
 
 
 @app.command()
@@ -211,7 +218,7 @@ def status(config: Config = None, run: Run = None) -> None:
     from flows.status import status as tables
 
     folder = existing_folder(run)
-    Console().print(tables(folder, store_of(config, folder)))
+    console().print(tables(folder, store_of(config, folder)))
 
 
 @snapshots.command("ls")
@@ -226,7 +233,7 @@ def list_snapshots(
     """
     from flows.status import snapshots_table
 
-    Console().print(snapshots_table(store_of(config, existing_folder(run)), model))
+    console().print(snapshots_table(store_of(config, existing_folder(run)), model))
 
 
 @snapshots.command()
@@ -245,7 +252,7 @@ def rollback(
         serves = store.rollback(model, version)
     except LookupError as error:
         fail(str(error.args[0]), FAILED)
-    Console().print(f"{model} serves {serves}")
+    console().print(f"{model} serves {serves}")
 
 
 def main() -> None:

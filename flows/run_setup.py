@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from rich.console import Console
+
 if TYPE_CHECKING:
     from flows.run_folder import RunFolder
     from flows.settings import Settings
@@ -15,6 +17,14 @@ if TYPE_CHECKING:
 
 FAILED, MISCONFIGURED = 1, 2
 RUNS = Path("runs")
+PLAIN_WIDTH = 160
+"""Columns of tables that go to a file or a pipe."""
+
+
+def console() -> Console:
+    """The terminal; what goes elsewhere gets room for whole tables."""
+    found = Console()
+    return found if found.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def fail(message: str, code: int = MISCONFIGURED) -> NoReturn:
