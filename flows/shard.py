@@ -18,7 +18,7 @@ from flows.admission import Admission
 from flows.example_rows import ExampleRows, Message, messages, ranks
 from flows.label_join import LabelJoin
 from flows.prediction_join import PredictionJoin
-from flows.records import BEGIN_MS, floor_ms, impression_schema, prediction_schema
+from flows.records import BEGIN_MS, END_MS, floor_ms, impression_schema, prediction_schema
 from flows.segments import SegmentFolder, SegmentStore, times
 from flows.settings import Settings
 from flows.watermarks import Source, Watermarks
@@ -98,7 +98,8 @@ class Shard:
                 tables.append(self._close(self._step(limit_ms)))
             rows = pa.concat_tables(tables)
         label = str(self.index)
-        DAS_WATERMARK.labels(label).set(self.done_ms / 1000)
+        if limit_ms + self._bucket_ms <= END_MS:  # not where all logs have ended
+            DAS_WATERMARK.labels(label).set(self.done_ms / 1000)
         DAS_PENDING.labels(label).set(self._pending)
         return messages(rows, self.index, self._total, self.done_ms)
 

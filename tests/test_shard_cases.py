@@ -1,0 +1,148 @@
+"""What a shard counts, and what it keeps on disk, case by case."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from flows.label_join import LABEL_ROWS
+from flows.records import decode, impression_schema, prediction_schema
+from flows.segments import SegmentError
+from flows.settings import Settings
+from flows.shard import Shard
+from flows.watermarks import PatientWatermarks, Watermarks, sources
+from monitoring.metrics import DAS_OUTSIDE, DAS_REPEATS, DAS_TOO_LATE, DAS_UNMATCHED
+
+Row = dict[str, Any]
+SETTINGS = Settings.model_validate(
+    {
+        "domains": ["feed"],
+        "features": [{"name": "item", "kind": "categorical"}],
+        "tasks": [{"name": "click", "window_s": 10}, {"name": "buy", "window_s": 60}],
+        "students": [{"name": "late", "tasks": ["click"]}],
+        "topics": {
+            "impressions": {"name": "i", "partitions": 1},
+            "labels": {"name": "l", "partitions": 1},
+        },
+        "das": {"shards": 1},
+    }
+)
+
+
+def impression(ident: int, ts_s: int) -> Row:
+    return {"impression_id": f"i{ident}", "domain": "feed", "ts_ms": ts_s * 1000, "item": "a"}
+
+
+def label(ident: int, ts_s: int, task: int, value: int) -> Row:
+    return {"impression_id": f"i{ident}", "task": task, "value": value, "ts_ms": ts_s * 1000}
+
+
+def one_shard(folder: Path, watermarks: Watermarks | None = None) -> Shard:
+    core = Shard(0, SETTINGS, folder, watermarks or Watermarks(sources(1, 1)))
+    core.clear()
+    return core
+
+
+def placed(rows: list[Row], schema: pa.Schema) -> pa.Table:
+    """A table of rows of partition 0, at offsets from 0 on."""
+    places = [{"partition": 0, "offset": n, "index": 0} for n in range(len(rows))]
+    return pa.Table.from_pylist([r | p for r, p in zip(rows, places, strict=True)], schema)
+
+
+def impressions(*rows: Row) -> pa.Table:
+    return placed(list(rows), impression_schema(SETTINGS))
+
+
+def pass_time(core: Shard, ts_s: int, now_s: float = 0.0) -> list[Row]:
+    """Examples that leave when all inputs have come to `ts_s`."""
+    for source in sources(1, 1):
+        core.take_watermark(source, ts_s * 1000)
+    return [row for message, _ in core.advance(now_s) for row in decode(message)[0].to_pylist()]
+
+
+def count(metric: Any, *labels: str) -> float:
+    child = metric.labels(*labels) if labels else metric
+    return float(child._value.get())
+
+
+def label_counts() -> list[float]:
+    """Labels of no impression, repeated ones, and those outside their window."""
+    return [count(DAS_UNMATCHED, "labels"), count(DAS_REPEATS, "labels"), count(DAS_OUTSIDE)]
+
+
+def test_damaged_segment_stops_with_its_name(tmp_path: Path) -> None:
+    core = one_shard(tmp_path)
+    core.take_rows("impressions", impressions(impression(1, 100)))
+    state = core.save()
+    one_shard(tmp_path / "elsewhere")
+    path = tmp_path / "0" / state["stores"]["impressions"]["files"][0]["name"]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SegmentError, match=f"{path.name} is damaged"):
+        core.restore(state)
+    path.unlink()
+    with pytest.raises(SegmentError, match=f"{path.name} cannot be read"):
+        core.restore(state)
+
+
+def test_what_closes_within_an_epoch_never_touches_the_disk(tmp_path: Path) -> None:
+    core = one_shard(tmp_path)
+    core.take_rows("impressions", impressions(impression(1, 100)))
+    assert len(pass_time(core, 10_000)) == 2
+    core.save()
+    assert list(tmp_path.rglob("*.arrow")) == []
+
+
+def test_files_stay_few(tmp_path: Path) -> None:
+    core, largest = one_shard(tmp_path), 0
+    for n in range(300):
+        core.take_rows("impressions", impressions(impression(n, n)))
+        pass_time(core, n)
+        state = core.save()
+        largest = max(largest, len(pickle.dumps(state)))
+    named = [f for s in state["stores"].values() for f in s["files"]]
+    assert len(named) < 20
+    assert len(list(tmp_path.rglob("*.arrow"))) < 40
+    assert largest < 4000
+
+
+def test_labels_without_a_place_are_counted(tmp_path: Path) -> None:
+    core = one_shard(tmp_path)
+    before = label_counts()
+    core.take_rows("impressions", impressions(impression(1, 100)))
+    found = label(1, 101, 0, 1), label(1, 102, 0, 0), label(1, 111, 0, 1), label(7, 101, 0, 1)
+    core.take_rows("labels", placed(list(found), LABEL_ROWS))
+    rows = pass_time(core, 10_000)
+    assert [row["label_click"] for row in rows] == [1, 0]
+    assert [now - then for now, then in zip(label_counts(), before, strict=True)] == [1, 1, 1]
+
+
+def test_stragglers_get_the_examples_that_are_still_open(tmp_path: Path) -> None:
+    core = one_shard(tmp_path, PatientWatermarks(sources(1, 1), 1.0))
+    before = count(DAS_TOO_LATE, "impressions")
+    assert pass_time(core, 1000) == []
+    late = impression(1, 980), impression(2, 900), impression(1, 985)
+    core.take_rows("impressions", impressions(*late))
+    assert count(DAS_TOO_LATE, "impressions") - before == 4  # short windows, and all of 2
+    rows = pass_time(core, 2000)
+    assert [(r["impression_id"], r["closed_ts_ms"]) for r in rows] == [("i1", 1_040_000)]
+
+
+def test_teacher_that_comes_too_late_is_counted(tmp_path: Path) -> None:
+    core = one_shard(tmp_path, PatientWatermarks(sources(1, 1), 1.0))
+    before = count(DAS_TOO_LATE, "predictions")
+    core.take_rows("impressions", impressions(impression(1, 100)))
+    for source in (("impressions", 0), ("labels", 0)):
+        core.take_watermark(source, 500_000)
+    assert core.advance(0.0) == []
+    ((message, _),) = core.advance(1.5)
+    assert decode(message)[0]["fm_version"].to_pylist() == [None, None]
+    row = {"impression_id": "i1", "ts_ms": 100_000, "fm_version": 1}
+    schema = prediction_schema(SETTINGS)
+    core.take_rows("predictions", placed([row], schema))
+    assert count(DAS_TOO_LATE, "predictions") - before == 1
