@@ -90,8 +90,8 @@ class Log:
                 label = {"impression_id": ident, "task": task, "value": 1, "ts_ms": ts + after}
                 self.labels.append((int(self._rng.integers(2)), label))
 
-    def write(self, stage: int) -> None:
-        """Write a stage; behind the last, the ends of all logs."""
+    def write(self, stage: int, teacher: bool = True) -> None:
+        """Write a stage; behind the last, the ends of all logs. A dead teacher writes nothing."""
         topics, ended = self._settings.topics, stage == NUM_STAGES - 1
         predictions: list[list[Row]] = [[] for _ in self._offsets]
         low = START_MS + stage * 50_000
@@ -103,7 +103,7 @@ class Log:
         for p, event in self.labels:
             if low <= event["ts_ms"] < high:
                 self._send(topics.labels.name, p, event)
-        for p, rows in enumerate(predictions):
+        for p, rows in enumerate(predictions if teacher else ()):
             self._predict(p, rows, END_MS if ended else rows[-1]["ts_ms"] - 5000)
         if ended:
             for topic in (topics.impressions, topics.labels):
@@ -156,6 +156,11 @@ def messages(settings: Settings, partition: int) -> Iterator[tuple[pa.Table, Any
         for message in consumer.poll(1000):
             yield decode(message.value() or b"")
     consumer.close()
+
+
+def num_rows(settings: Settings) -> int:
+    """Distinct examples."""
+    return sum(table.num_rows for table in examples(settings).values())
 
 
 def num_messages(settings: Settings) -> int:
@@ -250,6 +255,28 @@ def test_kill_and_stop_change_nothing(written: Written, tmp_path: Path) -> None:
     with started(settings, tmp_path / "killed") as process:
         assert process.wait(60) == 0
     assert examples(settings) == written.examples
+
+
+@pytest.mark.kafka
+def test_live_dead_teacher_and_idle_partition_hold_nobody(
+    kafka_settings: Settings, tmp_path: Path
+) -> None:
+    raw = kafka_settings.model_dump()
+    raw["teacher"]["version"] = "newest"
+    raw["das"] |= {"idle_s": 0.2, "teacher_grace_s": 0.5}
+    settings = Settings.model_validate(raw)
+    log = Log(settings, num=300)
+    log.labels = [(0, label) for _, label in log.labels]  # the other partition stays empty
+    log.write(0, teacher=False)
+    with started(settings, tmp_path) as process:
+        eventually(lambda: num_messages(settings) > 0)
+        for stage in range(1, NUM_STAGES):
+            log.write(stage, teacher=False)
+        ids = {event["impression_id"] for _, event in log.impressions}
+        eventually(lambda: num_rows(settings) == 2 * len(ids))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert all(t["fm_version"].null_count == t.num_rows for t in examples(settings).values())
 
 
 @pytest.mark.kafka
