@@ -28,6 +28,8 @@ class Apprentice:
     def __init__(self, course: Course) -> None:
         self.num_learned = 0
         """Examples learned."""
+        self.num_labels = [0] * len(course.tasks)
+        """Of them, those with a label of each task."""
         self.newest_ms = BEGIN_MS
         """Event time of the newest of their impressions."""
         self.learner = course.learner
@@ -61,6 +63,8 @@ class Apprentice:
         self.quality.observe(scored)
         self.recent.observe(rows, live)
         self.num_learned += len(rows)
+        added = rows.mask_BT.sum(axis=0).tolist()
+        self.num_labels = [a + b for a, b in zip(self.num_labels, added, strict=True)]
         self.newest_ms = max(self.newest_ms, int(rows.ts_B.max()))
         self._applied.inc(len(rows))
 
@@ -91,7 +95,11 @@ class Apprentice:
 
     def meta(self) -> dict[str, Any]:
         """Numbers for a checkpoint."""
-        return {"num_learned": self.num_learned, "newest_ms": self.newest_ms}
+        return {
+            "num_learned": self.num_learned,
+            "num_labels": self.num_labels,
+            "newest_ms": self.newest_ms,
+        }
 
     def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Go on from what `tensors` and `meta` returned.
@@ -113,6 +121,7 @@ class Apprentice:
         self.quality.load_state(as_arrays(parts["quality"]))
         self.recent.load_state(as_arrays(parts["recent"]))
         self.num_learned, self.newest_ms = meta["num_learned"], meta["newest_ms"]
+        self.num_labels = list(meta["num_labels"])
 
 
 def as_tensors(arrays: dict[str, Array]) -> dict[str, Tensor]:

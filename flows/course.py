@@ -24,7 +24,7 @@ class Course:
     every_ms: int
     """Interval of event time between snapshots."""
     warmup_examples: int
-    """No snapshot before this many were learned."""
+    """No snapshot before this many labels of every task were learned."""
     learner: OnlineLearner
     shadow: OnlineLearner | None
     """The same without a teacher, on the same batches."""

@@ -128,7 +128,7 @@ class Teacher(Value):
     network: Network = Network(dim=16, hidden=(128, 64), table_rows=2**18)
     learning: Learning = Learning(batch=256)
     warmup_examples: Annotated[int, Field(ge=0)] = 2000
-    """No snapshot before this many examples were learned."""
+    """No snapshot before this many labels of every task were learned."""
     shuffle_within_domain: bool = False
     """Control experiment: predictions are permuted within domain before they are written."""
 
@@ -160,7 +160,7 @@ class Student(Value):
     """Train a twin in mode `none` on the same batches, so that the gain is measured."""
     snapshot_every_s: Seconds = 60.0
     warmup_examples: Annotated[int, Field(ge=0)] = 500
-    """No snapshot before this many examples were learned."""
+    """No snapshot before this many labels of every task were learned."""
 
     @property
     def snapshot_every_ms(self) -> int:

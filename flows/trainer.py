@@ -171,8 +171,8 @@ class Trainer:
     def _cut(self, boundary_ms: int) -> None:
         self._cut_ms = boundary_ms
         apprentice, course = self._apprentice, self._course
-        if apprentice.num_learned < course.warmup_examples:
-            return
+        if min(apprentice.num_labels) < course.warmup_examples:
+            return  # a head that learned nothing serves nobody, and teaches nobody
         sample, ne = apprentice.recent.sample(), apprentice.recent.ne()
         outcome = self._publisher.publish(
             boundary_ms,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,21 @@ import pyarrow as pa
 import pytest
 import torch
 
+from flows import vm_training
+from flows.consumer import PartitionConsumer
 from flows.course import Course, student_course, teacher_course
 from flows.example_reader import ExampleReader, Place
-from flows.records import END_MS, ExampleHeader, example_schema
+from flows.kafka_client import client_config, ensure_topics
+from flows.producer import BatchProducer
+from flows.records import END_MS, ExampleHeader, encode, example_schema
 from flows.run_folder import RunFolder
+from flows.runner import Placement
 from flows.settings import Gate, Settings
 from flows.trainer import Trainer, checkpoint_path
 from flows.training_rows import RowReader
 from models import checkpoint
 from models.encoding import Encoder
+from onnx_export.session import Scorer
 from onnx_export.store import SnapshotStore
 
 SHARDS = 3
@@ -267,8 +274,6 @@ def test_quality_measures_what_the_snapshots_gave_at_impression_time(
     examples: pa.Table, reference: dict[str, _Run]
 ) -> None:
     """Score each row again by the snapshot files of the store."""
-    from onnx_export.session import Scorer
-
     run = reference["alone"]
     expected_n, expected_loss = 0, 0.0
     versions = sorted(run.versions())
@@ -287,3 +292,59 @@ def test_quality_measures_what_the_snapshots_gave_at_impression_time(
     assert sum(i["n"] for i in intervals) == expected_n
     assert sum(i["student"] for i in intervals) == pytest.approx(expected_loss, rel=1e-5)
     assert all(i["shadow"] is None for i in intervals)
+
+
+@pytest.mark.kafka
+def test_flow_trains_all_students_from_the_topic_and_announces_them(
+    settings: Settings,
+    examples: pa.Table,
+    reference: dict[str, _Run],
+    kafka: str,
+    tmp_path: Path,
+) -> None:
+    run = uuid.uuid4().hex[:8]
+    topics = {
+        key: {**topic.model_dump(), "name": f"{topic.name}-{run}"} for key, topic in settings.topics
+    }
+    raw = {**settings.model_dump(), "kafka": {"bootstrap": kafka}, "topics": topics}
+    settings = Settings.model_validate(raw)
+    ensure_topics(settings)
+    write(settings, examples)
+    folder = RunFolder(tmp_path)
+    shutil.copytree(reference["alone"].store.templates, folder.store / "templates")
+    for _ in range(2):  # the second start finds nothing to do
+        vm_training.run(settings, folder, Placement())
+    store = SnapshotStore(folder.store)
+    announced = read(settings)
+    for model in ("alone", "feed_late"):
+        versions = sorted(reference[model].versions())
+        assert store.versions(model) == versions[-settings.store.keep :]
+        assert [said["version"] for said in announced if said["model"] == model] == versions
+        newest = store.manifest(model, versions[-1]).content()
+        assert newest == reference[model].versions()[versions[-1]]
+
+
+def write(settings: Settings, examples: pa.Table) -> None:
+    """Write each shard's rows in messages of seven, with the end mark behind the last."""
+    producer = BatchProducer(client_config(settings.kafka))
+    topic = settings.topics.examples
+    shards = examples["shard"].to_numpy()
+    for shard in range(SHARDS):
+        rows = examples.filter(pa.array(shards == shard))
+        for first in range(0, rows.num_rows, 7):
+            last = first + 7 >= rows.num_rows
+            place = header(shard, first, END_MS if last else None, rows.num_rows if last else None)
+            value = encode(rows.slice(first, 7), place)
+            producer.send(topic.name, value, partition=shard % topic.partitions)
+    producer.flush()
+
+
+def read(settings: Settings) -> list[dict[str, Any]]:
+    """Everything announced, in order."""
+    topic = settings.topics.snapshots.name
+    consumer = PartitionConsumer(client_config(settings.kafka), topic, 0, 0)
+    found: list[dict[str, Any]] = []
+    while not consumer.at_end():
+        found += [json.loads(message.value() or b"") for message in consumer.poll(100)]
+    consumer.close()
+    return found
