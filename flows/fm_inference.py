@@ -29,8 +29,8 @@ from monitoring.metrics import FM_BATCH, FM_SCORED, FM_VERSION_AGE
 from onnx_export.session import Logits
 from onnx_export.store import SnapshotStore
 
-MAX_ROWS = 16_384
-"""Rows a message, so that it stays well below the broker's limit."""
+MAX_ROWS = 8192
+"""Rows a message, so that it stays below 1 MB, the usual limit of a broker."""
 
 Message = tuple[str, tuple[bytes | None, bytes, int]]
 
