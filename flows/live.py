@@ -12,7 +12,7 @@ from rich.table import Table
 
 from flows.figures import event_now_s, freshness_s, lag, load_report, of
 from flows.launch import Launched
-from flows.scrape import Sample
+from flows.scrape import Sample, rate
 from flows.summary import number, percent
 
 LINE_EVERY_S = 10.0
@@ -140,8 +140,6 @@ def flow_table(launched: Launched) -> Table:
 
 def rate_of(samples: list[Sample], topic: str) -> float:
     """Events a second of a topic over a short series."""
-    from flows.scrape import rate
-
     return rate(samples, "exfm_source_events_total", topic=topic)
 
 
