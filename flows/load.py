@@ -141,10 +141,11 @@ class LoadDriver:
         self._impressions.refresh()
         while not should_stop():
             time.sleep(max(0.0, min(due_s - time.monotonic(), REPORT_S)))
-            students = self._settings.students
-            self.send(students[number % len(students)])
-            number += 1
-            due_s = max(due_s + 1.0 / rate, time.monotonic() - 1.0)
+            if time.monotonic() >= due_s:
+                students = self._settings.students
+                self.send(students[number % len(students)])
+                number += 1
+                due_s = max(due_s + 1.0 / rate, time.monotonic() - 1.0)
             if time.monotonic() >= report_s:
                 report_s = time.monotonic() + REPORT_S
                 self._impressions.refresh()
