@@ -14,9 +14,12 @@ TORCH ?= $(shell cat $(VENV)/torch-choice 2>/dev/null || echo locked)
 ARGS ?=
 # Folder of KuaiRand-Pure as published, for `replay` and `soak`.
 KUAIRAND ?=
+# Folder of a finished run, for `triton`.
+RUN ?=
 
 LOCKED := constraints/exfm.txt
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)"
+TRITON := .cache/triton
 INSTALLED := $(VENV)/.installed-$(TORCH)
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-emit-index-url --no-annotate --custom-compile-command "make constraints"
@@ -54,6 +57,15 @@ replay: $(INSTALLED) jars kuairand ## Replay KuaiRand-Pure at full speed: make r
 .PHONY: soak
 soak: $(INSTALLED) jars kuairand ## Show the guarantees under kills and bad data: make soak KUAIRAND=DIR
 	@$(BIN)/python -m benchmarks.soak $(KUAIRAND) $(ARGS)
+
+.PHONY: triton
+triton: $(INSTALLED) $(TRITON)/bin/python ## Score a run's snapshots with tritonclient: make triton RUN=runs/NAME
+	@$(BIN)/python -m benchmarks.triton "$(RUN)" $(TRITON)/bin/python
+
+# tritonclient caps protobuf, so it has an environment of its own.
+$(TRITON)/bin/python: | $(BIN)/uv
+	@$(BIN)/uv venv --quiet --python $(BIN)/python $(TRITON)
+	@$(BIN)/uv pip install --quiet --python $@ 'tritonclient[http]==2.*'
 
 .PHONY: jars
 jars: $(INSTALLED) ## Fetch the locked jars of Apache Kafka
