@@ -168,15 +168,14 @@ def taught(stream: Stream, settings: Settings, seed: int, delay_ms: int = 0) -> 
     return way.run(teacher.snapshot_every_ms, delay_ms, teacher.warmup_examples, none)[0]
 
 
-def shuffled(stream: Stream, teacher_NT: Array, every_ms: int, seed: int) -> Array:
-    """The control: predictions permuted within domain and interval."""
-    rng = np.random.default_rng(seed)
-    result = teacher_NT.copy()
-    _, codes = np.unique(stream.domain, return_inverse=True)
-    groups = stream.ts_ms // every_ms * 1000 + codes
-    order = np.argsort(groups, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
-        result[rows] = teacher_NT[rng.permutation(rows)]
+def shuffled(stream: Stream, settings: Settings, teacher_NT: Array) -> Array:
+    """The control: each impression gets the prediction of the previous one of its domain."""
+    partitions = settings.topics.impressions.partitions
+    partition = shard_of(stream.impressions["impression_id"], partitions)
+    _, domain = np.unique(stream.domain, return_inverse=True)
+    order = np.argsort(domain * partitions + partition, kind="stable")
+    result = np.empty_like(teacher_NT)
+    result[order] = teacher_NT[np.roll(order, 1)]
     return result
 
 
@@ -253,7 +252,7 @@ def main(
             stream = events(settings, None, seconds, seed)
         teacher_NT = taught(stream, settings, seed, delay_ms)
         if shuffle:
-            teacher_NT = shuffled(stream, teacher_NT, settings.teacher.snapshot_every_ms, seed)
+            teacher_NT = shuffled(stream, settings, teacher_NT)
         for student in settings.students:
             figures = studied(stream, settings, student, teacher_NT, seed, delay_ms)
             for task, figure in figures.items():
