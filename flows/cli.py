@@ -155,7 +155,7 @@ def replay(
     if write_only:
         folder = folder_of(run or "default")
         settings = load_settings(config or folder.config)
-        feed.write_events(settings, folder, feed.kuairand(settings, data), pace)
+        feed.write_events(settings, folder, feed.kuairand(settings, data, pace), pace)
         return
     configure_logging(logging.WARNING)
     folder = new_folder(run, dataset)

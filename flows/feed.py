@@ -20,8 +20,9 @@ from flows.run_folder import RunFolder, write_json
 from flows.runner import stop_requested, stopping_on_signals
 from flows.settings import Settings, SettingsError
 
-STEP_MS = 60_000
-"""Event time that a dataset is written by."""
+PACED_STEP_MS = 60_000
+UNPACED_STEP_MS = 3_600_000
+"""Event time that a dataset is written by: short where a clock paces it, long where cost counts."""
 PROCESS = "events"
 
 
@@ -50,8 +51,8 @@ def market(settings: Settings, seconds: float) -> Iterator[Slice]:
         )
 
 
-def kuairand(settings: Settings, data: Path) -> Iterator[Slice]:
-    """KuaiRand-Pure as published, in the folder `data`.
+def kuairand(settings: Settings, data: Path, speed: float | None) -> Iterator[Slice]:
+    """KuaiRand-Pure as published, in the folder `data`, in slices fit for `speed`.
 
     Raises:
         SettingsError: files are missing, or a feature or task is not in the data.
@@ -62,7 +63,7 @@ def kuairand(settings: Settings, data: Path) -> Iterator[Slice]:
         impressions, labels = tables(data, settings)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    return sliced(impressions, labels, STEP_MS)
+    return sliced(impressions, labels, UNPACED_STEP_MS if speed is None else PACED_STEP_MS)
 
 
 def write_events(
