@@ -75,6 +75,14 @@ def rows_between(segment: Segment, low_ms: int, high_ms: int) -> pa.Table:
     return segment.table.take(np.flatnonzero((ts_ms >= low_ms) & (ts_ms < high_ms)))
 
 
+def oldest_from(segment: Segment, low_ms: int) -> int | None:
+    """Smallest `ts_ms` of a segment that is at least `low_ms`."""
+    if segment.first_ms >= low_ms or segment.last_ms < low_ms:
+        return segment.first_ms if segment.first_ms >= low_ms else None
+    ts_ms = times(segment.table)
+    return int(ts_ms[ts_ms >= low_ms].min())
+
+
 class SegmentFolder:
     """The files of one shard."""
 
@@ -207,6 +215,12 @@ class SegmentStore:
     def num_bytes(self) -> int:
         """Size of the files."""
         return sum(s.file["size"] for s in self._segments if s.file)
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """Smallest `ts_ms` that is not forgotten."""
+        found = [oldest_from(s, self.floor_ms) for s in self._segments]
+        return min((ts_ms for ts_ms in found if ts_ms is not None), default=None)
 
     def _add(self, table: pa.Table) -> None:
         while self._segments and self._segments[-1].file is None:

@@ -21,6 +21,7 @@ from flows.prediction_join import PredictionJoin
 from flows.records import BEGIN_MS, END_MS, floor_ms, impression_schema, prediction_schema
 from flows.segments import SegmentFolder, SegmentStore, times
 from flows.settings import Settings
+from flows.shard_gauges import ShardGauges
 from flows.watermarks import Source, Watermarks
 from monitoring.metrics import (
     DAS_CLOSE,
@@ -56,6 +57,7 @@ class Shard:
         """Buckets that end here or before are closed."""
         self._total = 0  # examples ever emitted = number of the next
         self._pending = 0
+        self._gauges = ShardGauges(index, watermarks)
 
     def take_rows(self, kind: str, rows: pa.Table) -> None:
         """Take rows in.
@@ -89,6 +91,7 @@ class Shard:
         Returns:
             Messages for `examples`, in order; none if no bucket closed.
         """
+        self._gauges.refresh(self.done_ms, self._pending, now_s)
         limit_ms = floor_ms(self._watermarks.minimum(self.done_ms, now_s), self._bucket_ms)
         if limit_ms <= self.done_ms:
             return []
@@ -115,6 +118,7 @@ class Shard:
         self._folder.retire({f["name"] for s in stores.values() for f in s["files"]})
         parts = (self._impressions, self._admission, self._labels, self._predictions)
         DAS_SEGMENT_BYTES.labels(str(self.index)).set(sum(p.num_bytes for p in parts))
+        self._gauges.set(self.done_ms, self._pending, self._impressions.oldest_ms)
         return {
             "shard": self.index,
             "done_ms": self.done_ms,

@@ -21,6 +21,9 @@ from monitoring.metrics import DAS_LEFT_OUT
 
 Source = tuple[str, int]
 TEACHER = "fm"
+STANDINGS = ("waited for", "ended", "idle", "silent", "rejoining")
+"""How a shard sees a source: it is waited for, or left out, and why."""
+WAITED_FOR, ENDED, IDLE, SILENT, REJOINING = STANDINGS
 
 
 def sources(impressions: int, labels: int) -> list[Source]:
@@ -49,6 +52,10 @@ class Watermarks:
     def minimum(self, _done_ms: int, _now_s: float) -> int:
         """Event time that no further row will precede."""
         return min(self.values.values())
+
+    def standing(self, source: Source, _done_ms: int) -> str:
+        """How a source counts at this moment, one of `STANDINGS`."""
+        return ENDED if self.values[source] >= END_MS else WAITED_FOR
 
 
 class PatientWatermarks(Watermarks):
@@ -81,6 +88,19 @@ class PatientWatermarks(Watermarks):
         fm = [(p, ts_ms) for (kind, p), ts_ms in self.values.items() if kind == TEACHER]
         progress = [self._teacher(p, ts_ms, done_ms) for p, ts_ms in fm]
         return min([base_ms, *(ts_ms for ts_ms in progress if ts_ms is not None)])
+
+    def standing(self, source: Source, done_ms: int) -> str:
+        """How a source counts at this moment, one of `STANDINGS`."""
+        (kind, partition), ts_ms = source, self.values[source]
+        if ts_ms >= END_MS:
+            return ENDED
+        if kind == TEACHER:
+            if source in self._silent:
+                return SILENT
+            return IDLE if self._caught_up(("impressions", partition), ts_ms) else WAITED_FOR
+        if source in self._idle:
+            return IDLE
+        return WAITED_FOR if ts_ms >= done_ms else REJOINING
 
     def _base(self, done_ms: int) -> int:
         """Event time to close if there were no teacher."""

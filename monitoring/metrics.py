@@ -23,7 +23,19 @@ REJECTED = Counter("exfm_source_rejected_total", "Events set aside", ["topic", "
 DEAD_LETTERS = Counter("exfm_dead_letters_total", "Dead letters acknowledged", ["topic", "reason"])
 
 # DAS: the windowed join
+INPUT = ("shard", "input")  # input: one partition, as `labels/0`
 DAS_PENDING = Gauge("exfm_das_pending_impressions", "Impressions whose window is open", ["shard"])
+DAS_OLDEST = Gauge(
+    "exfm_das_oldest_pending_seconds", "Event time of the oldest of them; NaN: none", ["shard"]
+)
+DAS_INPUT_WATERMARK = Gauge(
+    "exfm_das_input_watermark_seconds", "Event time of an input, as a shard knows it", INPUT
+)
+DAS_INPUT_STANDING = Gauge(
+    "exfm_das_input_standing_code",
+    "0: waited for, 1: ended, 2: idle, 3: silent, 4: rejoining (flows/watermarks.py)",
+    INPUT,
+)
 DAS_WATERMARK = Gauge("exfm_das_watermark_seconds", "Event time closed by a shard", ["shard"])
 DAS_CLOSED = Counter("exfm_das_windows_closed_total", "Examples emitted", ["domain"])
 DAS_REPEATS = Counter("exfm_das_repeats_total", "Repeated records dropped", ["kind"])
