@@ -1,4 +1,9 @@
-"""Writes messages with every acknowledgement accounted for."""
+"""Writes messages with every acknowledgement accounted for.
+
+Whatever ends a writer, the log holds a prefix of what it sent to a partition: no message follows
+one that failed. Progress stands behind the rows that it vouches for, so a gap would vouch for rows
+that are not there.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +18,18 @@ from flows.kafka_client import MAX_MESSAGE_BYTES
 from monitoring.metrics import DEAD_LETTERS, SINK_ERRORS, SINK_EVENTS
 
 logger = logging.getLogger(__name__)
+logger.addFilter(lambda record: "CONFWARN" not in record.getMessage())  # "gapless": experimental
 
 OPTIONS = {
     "enable.idempotence": True,  # order within a partition, no repeats by retries
+    "enable.gapless.guarantee": True,  # a refused message stops those behind it
+    "message.timeout.ms": 0,  # one that is given up would leave a gap; callers bound the wait
     "partitioner": "murmur2_random",  # as Java clients choose the partition of a key
     "message.max.bytes": MAX_MESSAGE_BYTES - 64 * 1024,
     "queue.buffering.max.kbytes": 64 * 1024,
 }
+FULL_QUEUE_S = 300.0
+"""How long a full queue may take nothing."""
 
 
 class DeliveryError(RuntimeError):
@@ -62,19 +72,26 @@ class BatchProducer:
             reason: of a dead letter, for the metrics.
 
         Raises:
-            DeliveryError: an earlier message failed, or this one is too large.
+            DeliveryError: an earlier message failed, this one is too large, or the queue is stuck.
         """
         self._raise_failure()
         options: dict[str, Any] = {} if partition is None else {"partition": partition}
         if headers:
             options["headers"] = headers
         delivered = partial(self._delivered, rows, reason)
+        deadline = time.monotonic() + FULL_QUEUE_S
         while True:
             try:
                 self._producer.produce(topic, value, key, on_delivery=delivered, **options)
                 break
-            except BufferError:
+            except BufferError as error:
                 self._producer.poll(0.1)
+                self._raise_failure()
+                if time.monotonic() > deadline:
+                    raise DeliveryError(
+                        f"topic {topic!r}: the queue is full, and nothing was acknowledged for "
+                        f"{FULL_QUEUE_S:.0f} s"
+                    ) from error
             except KafkaException as error:
                 raise DeliveryError(
                     f"topic {topic!r}: a message of {len(value or b'')} bytes is refused: "
@@ -91,12 +108,20 @@ class BatchProducer:
         deadline = time.monotonic() + timeout_s
         waiting = len(self._producer)
         while waiting and time.monotonic() < deadline and not self._failed:
-            waiting = self._producer.flush(min(1.0, timeout_s))
+            waiting = self._wait(min(1.0, timeout_s))
         self._raise_failure()
         if waiting:
             raise DeliveryError(
                 f"{waiting} messages without acknowledgement after {timeout_s:.0f} s"
             )
+
+    def _wait(self, timeout_s: float) -> int:
+        try:
+            return int(self._producer.flush(timeout_s))
+        except Exception as error:  # a bare KafkaError: fatal, nothing more can be written
+            self._producer.poll(0)
+            self._raise_failure()
+            raise DeliveryError(f"the producer stopped: {error}") from error
 
     def _raise_failure(self) -> None:
         if self._failed:
