@@ -13,9 +13,9 @@ from flows.figures import event_now_s, load_report
 from flows.launch import Launched, exfm, launched
 from flows.run_folder import RunFolder, write_atomically
 from flows.settings import load
-from flows.summary import number, percent
 from flows.supervisor import Group
 from flows.teacher import store_path
+from flows.wording import number, percent
 from onnx_export.manifest import MODEL, WEIGHTS, Manifest
 from onnx_export.store import SnapshotStore
 

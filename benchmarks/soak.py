@@ -30,8 +30,8 @@ from flows.launch import Launched, exfm, launched
 from flows.process import FLOWS, configure_logging
 from flows.run_folder import RunFolder, write_atomically
 from flows.settings import Settings, load
-from flows.summary import number, percent
 from flows.supervisor import BROKER, Group
+from flows.wording import number, percent
 
 logger = logging.getLogger(__name__)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
-from rich.table import Table
-
 from flows.settings import Settings
-from flows.summary import Figures, percent
+from flows.sheet import Cell, Column, Sheet
+from flows.summary import Figures
+from flows.wording import percent
 
 MIN_GAIN = 0.005
 MIN_GAINING = 2
@@ -57,9 +57,9 @@ def coverage(students: list[str], summary: Figures) -> Iterator[Check]:
         figures = of_task(summary, student)
         value = figures["coverage_after_first"] if figures else None
         yield Check(
-            name=f"FM coverage of {student} after the teacher's first snapshot",
+            name=f"FM coverage of {student}",
             value=percent(value),
-            rule=f">= {percent(MIN_COVERAGE)}",
+            rule=f">= {percent(MIN_COVERAGE)} once FM has a snapshot",
             passed=value is not None and value >= MIN_COVERAGE,
         )
 
@@ -99,11 +99,16 @@ def as_json(checks: list[Check]) -> list[dict[str, object]]:
     return [asdict(check) for check in checks]
 
 
-def checks_table(checks: list[Check]) -> Table:
+def checks_table(checks: Iterable[Check]) -> Sheet:
     """Checks for people."""
-    table = Table(title="What must hold")
-    for head in ("what", "found", "rule", ""):
-        table.add_column(head)
-    for check in checks:
-        table.add_row(check.name, check.value, check.rule, "ok" if check.passed else "FAILED")
-    return table
+    return Sheet(
+        title="What must hold",
+        columns=[Column(head=head, left=True) for head in ("", "what", "found", "rule")],
+        rows=[
+            [
+                Cell("ok", "good") if check.passed else Cell("FAILED", "bad"),
+                *(Cell(text) for text in (check.name, check.value, check.rule)),
+            ]
+            for check in checks
+        ],
+    )

@@ -14,7 +14,8 @@ from flows.process import FLOWS, SERVE
 from flows.report import write_report
 from flows.run_folder import RunFolder, write_json
 from flows.settings import Settings
-from flows.summary import Figures, summarise, tables
+from flows.summary import Figures, summarise
+from flows.summary_tables import tables
 from flows.supervisor import Group
 
 EVENTS = "events"
@@ -46,8 +47,7 @@ def demo(settings: Settings, folder: RunFolder, *, seconds: float, console: Cons
         summary = summary_of(run)
     checks = demo_checks(settings, summary)
     summary["checks"] = as_json(checks)
-    conclude(run, summary, console)
-    console.print(checks_table(checks))
+    conclude(run, summary, console, checks)
     return checks
 
 
@@ -113,11 +113,15 @@ def summary_of(run: Launched) -> Figures:
     return summarise(run.settings, run.folder, run.scraper.samples, run.supervisor.states())
 
 
-def conclude(run: Launched, summary: Figures, console: Console) -> None:
+def conclude(
+    run: Launched, summary: Figures, console: Console, checks: Sequence[Check] = ()
+) -> None:
     """Write and print what a run has come to."""
     write_json(run.folder.summary, summary)
     write_report(run.settings, run.folder, run.scraper.samples, summary)
     console.print(tables(summary))
+    if checks:
+        console.print(checks_table(checks), "")
     console.print(f"figures {shown(run.folder.summary)}")
     console.print(f"report  {shown(run.folder.report)}")
 

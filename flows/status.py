@@ -12,7 +12,7 @@ from rich.table import Table
 from flows.figures import quality_documents
 from flows.run_folder import RunFolder
 from flows.scrape import Scraper
-from flows.summary import number, percent
+from flows.wording import number, percent
 from onnx_export.store import SnapshotStore
 
 
@@ -39,7 +39,7 @@ def processes_table(folder: RunFolder) -> Table:
             str(entry["pid"]),
             "running" if psutil.pid_exists(entry["pid"]) else "ended",
             *(number(value, 0) for value in totals.values()),
-            str(entry.get("http") or entry["metrics"]),
+            str(entry.get("http") or entry.get("bootstrap") or entry["metrics"]),
         )
     return table
 

@@ -1,7 +1,4 @@
-"""The figures of a run: `summary.json` and the tables that end a run.
-
-docs/summary.md describes the keys.
-"""
+"""The figures of a run, as in `summary.json`; docs/summary.md describes the keys."""
 
 from __future__ import annotations
 
@@ -9,10 +6,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Group
-from rich.table import Table
-
-from flows.figures import by_labels, freshness_s, load_report, of, quality_documents
+from flows.figures import (
+    by_labels,
+    freshness_series,
+    load_report,
+    of,
+    quality_documents,
+)
 from flows.run_folder import RunFolder
 from flows.scrape import Sample, rate
 from flows.settings import Settings
@@ -38,6 +38,7 @@ def summarise(
     last = samples[-1] if samples else Sample(at_s=0.0, values={})
     return {
         "run": folder.root.name,
+        "started_ms": round(samples[0].at_s * 1000) if samples else None,
         "wall_s": last.at_s - samples[0].at_s if samples else 0.0,
         "stream": stream(of(last, "das")),
         "teacher": teacher(last),
@@ -113,8 +114,8 @@ def serving(settings: Settings, folder: RunFolder, samples: Sequence[Sample]) ->
     load = load_report(folder)
     topic = settings.topics.impressions.name
     ages: dict[str, list[float]] = {}
-    for sample in samples:
-        for model, age_s in freshness_s(sample, topic).items():
+    for moment in freshness_series(samples, topic):
+        for model, age_s in moment.items():
             ages.setdefault(model, []).append(age_s)
     return {
         "load": {key: value for key, value in load.items() if key not in ("series", "versions")},
@@ -125,82 +126,3 @@ def serving(settings: Settings, folder: RunFolder, samples: Sequence[Sample]) ->
             for model, values in ages.items()
         },
     }
-
-
-def tables(summary: Figures) -> Group:
-    """The tables that end a run."""
-    return Group(students_table(summary), run_table(summary))
-
-
-def students_table(summary: Figures) -> Table:
-    """Quality of each model and task."""
-    table = Table(title="Quality at impression time, last two thirds of the stream")
-    heads = ("NE", "shadow", "FM", "Bayes", "gain", "transfer", "calibr.", "AUC", "covered")
-    table.add_column("model")
-    table.add_column("task")
-    for head in (*heads, "fresh", "swaps"):
-        table.add_column(head, justify="right")
-    for model, tasks in summary["models"].items():
-        fresh = summary["serving"]["freshness_s"].get(model, {}).get("median")
-        swaps = summary["serving"]["swaps"].get(model)
-        for task, figures in tasks.items():
-            ne = figures["ne"]
-            table.add_row(
-                *(model, task),
-                *(number(ne.get(name)) for name in ("student", "shadow", "fm", "oracle")),
-                percent(figures["gain"], signed=True),
-                percent(figures["transfer_ratio"]),
-                number(figures["calibration"], 3),
-                number(figures["auc"].get("student")),
-                percent(figures["coverage_after_first"]),
-                "-" if fresh is None else f"{fresh:.1f} s",
-                number(swaps, 0),
-            )
-    return table
-
-
-def run_table(summary: Figures) -> Table:
-    """Counts of the run, one a line."""
-    table = Table(title=f"Run {summary['run']}", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    flow, load = summary["stream"], summary["serving"]["load"]
-    for topic, events in flow["events_read"].items():
-        table.add_row(f"{topic} read", number(events, 0))
-    table.add_row("examples", number(sum(flow["examples"].values()), 0))
-    table.add_row("of them with a prediction", number(total(flow, "examples_with_prediction"), 0))
-    for key, text in (
-        ("dead_letters", "dead letters"),
-        ("repeats", "repeats dropped"),
-        ("unmatched", "records that matched nothing"),
-        ("left_out", "times the wall clock left an input out"),
-    ):
-        table.add_row(text, number(total(flow, key), 0))
-    for model, found in summary["training"].items():
-        text = f"{found['examples']:,.0f} ({found['peak_per_s']:,.0f}/s at best)"
-        table.add_row(f"examples applied by {model}", text)
-    if load:
-        table.add_row("requests", number(load["requests"], 0))
-        table.add_row("failed requests", number(load["failed"], 0))
-        latency = f"{number(load['p50_ms'], 1)} / {number(load['p99_ms'], 1)} ms"
-        table.add_row("latency p50 / p99", latency)
-    table.add_row("restarts", number(sum(p["restarts"] for p in summary["processes"].values()), 0))
-    table.add_row("seconds", number(summary["wall_s"], 0))
-    return table
-
-
-def total(figures: Figures, key: str) -> float:
-    """Sum of the values under a key."""
-    return float(sum(figures[key].values()))
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """A number for people; a dash for none."""
-    return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def percent(value: float | None, *, signed: bool = False) -> str:
-    """A share for people; a dash for none."""
-    if value is None:
-        return "-"
-    return f"{100 * value:+.2f} %" if signed else f"{100 * value:.1f} %"

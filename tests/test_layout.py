@@ -102,7 +102,7 @@ def test_server_starts_from_its_own_requirements_without_torch() -> None:
     assert {canonical(name) for name in needed} <= allowed
 
 
-def test_wheel_holds_every_package_and_the_jar_lock(tmp_path: Path) -> None:
+def test_wheel_holds_every_package_and_what_they_read(tmp_path: Path) -> None:
     built, unpacked = tmp_path / "built", tmp_path / "unpacked"
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(built)]
     subprocess.run(build, cwd=ROOT, capture_output=True, check=True)
@@ -122,7 +122,8 @@ def test_wheel_holds_every_package_and_the_jar_lock(tmp_path: Path) -> None:
         ours = {path.relative_to(ROOT / package) for path in modules(package)}
         shipped = {p.relative_to(unpacked / package) for p in (unpacked / package).rglob("*.py")}
         assert shipped == ours
-    assert (unpacked / "flows" / "jgo.lock.toml").exists()
+    for name in ("jgo.lock.toml", "report.html"):
+        assert (unpacked / "flows" / name).exists()
 
 
 def test_server_requirements_are_locked_to_the_same_versions() -> None:

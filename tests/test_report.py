@@ -12,14 +12,17 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from rich.console import Console
 
 from flows.checks import as_json, checks_table, demo_checks
-from flows.figures import event_now_s, freshness_s, lag, of
+from flows.figures import event_now_s, freshness_s, lag, of, percentile_s
+from flows.ne_curve import EventTime, curves, ne_curve
 from flows.quality import SUMS, Quality
 from flows.quality_report import document
-from flows.report import ne_curve, write_report
+from flows.report import write_report
 from flows.run_folder import RunFolder, write_json
 from flows.scrape import Sample, Scraper, parse, rate
 from flows.settings import Settings, load
-from flows.summary import summarise, tables
+from flows.sheet import Cell, Column, Sheet
+from flows.summary import TEACHER, summarise
+from flows.summary_tables import tables
 from models.metrics import normalised_entropy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,14 +72,15 @@ def run_folder(tmp_path: Path, settings: Settings, gain: float, failed: int = 0)
     return folder
 
 
-def samples_of(settings: Settings, swaps: int) -> list[Sample]:
+def samples_of(settings: Settings, swaps: int, pace: int = 1) -> list[Sample]:
+    """Five seconds of a run in which event time passes `pace` times as fast as wall time."""
+
     def exposition(at_s: int) -> str:
         lines = [f'exfm_source_events_total{{topic="impressions"}} {100 * at_s}']
         lines += [f'exfm_source_lag_messages{{topic="impressions",partition="0"}} {at_s}']
         lines += [f'exfm_das_windows_closed_total{{domain="feed"}} {90 * at_s}']
-        lines += [
-            f'exfm_source_watermark_seconds{{topic="impressions",partition="0"}} {1000 + at_s}'
-        ]
+        now_s = 1000 + pace * at_s
+        lines += [f'exfm_source_watermark_seconds{{topic="impressions",partition="0"}} {now_s}']
         return "\n".join(lines)
 
     served = "\n".join(
@@ -109,6 +113,31 @@ def test_figures_follow_their_definitions() -> None:
     assert freshness_s(moment, "i") == {"m": 20}
     assert lag(moment) == {"i": 7}
     assert set(of(moment, "das").values) == {"das-0", "das-1"}
+
+
+def test_percentile_is_interpolated_between_the_bounds_of_its_bucket() -> None:
+    def moment(*counts: int) -> Sample:
+        bounds = zip(("0.001", "0.002", "+Inf"), counts, strict=True)
+        lines = [f'exfm_x_seconds_bucket{{model="m",le="{le}"}} {count}' for le, count in bounds]
+        return sample(0.0, serve="\n".join(lines))
+
+    earlier, later = moment(5, 5, 5), moment(15, 25, 25)
+    assert percentile_s("exfm_x_seconds", 0.5, earlier, later, model="m") == pytest.approx(0.001)
+    assert percentile_s("exfm_x_seconds", 0.75, earlier, later) == pytest.approx(0.0015)
+    assert percentile_s("exfm_x_seconds", 0.99, earlier, moment(5, 5, 6)) is None
+    assert percentile_s("exfm_x_seconds", 0.5, later, later) is None
+    assert percentile_s("exfm_x_seconds", 0.5, earlier, later, model="n") is None
+
+
+def test_freshness_is_unknown_where_events_are_read_ahead(
+    tmp_path: Path, settings: Settings
+) -> None:
+    folder = run_folder(tmp_path, settings, gain=0.01)
+    samples = samples_of(settings, 4, pace=100)
+    summary = summarise(settings, folder, samples, {})
+    assert summary["serving"]["freshness_s"] == {}
+    write_report(settings, folder, samples, summary)
+    assert "<h3>Freshness" not in folder.report.read_text(encoding="utf-8")
 
 
 def test_scraper_keeps_counters_of_dead_processes(tmp_path: Path) -> None:
@@ -150,6 +179,43 @@ def test_ne_curve_adds_intervals_up() -> None:
     assert curve[200] == pytest.approx(normalised_entropy(*sums))
     silent = [{**row, "student": None} for row in intervals]
     assert ne_curve(silent, "student", "n", "positives") == []
+
+
+def test_teacher_is_no_student_of_itself() -> None:
+    content = document(TEACHER, ["feed"], quality_of(("click",), gain=0.0), has_users=False)
+    assert set(curves(content, "click")) == {"FM", "Bayes"}
+
+
+def test_all_curves_of_a_run_share_their_origin() -> None:
+    early = {"interval_ms": 60_000, "intervals": [{"interval_start_ms": 120_000}]}
+    late = {"interval_ms": 60_000, "intervals": [{"interval_start_ms": 420_000}]}
+    axis = EventTime([late, early])
+    assert (axis.unit, axis.length) == ("minutes", 6.0)
+    assert axis.of([120_000, 480_000]) == [0.0, 6.0]
+    weeks = {"interval_ms": 14 * 86_400_000, "intervals": [{"interval_start_ms": 0}]}
+    assert (EventTime([weeks]).unit, EventTime([]).length) == ("days", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"), [(40, {"a", "b", "c"}), (20, {"a", "c"}), (10, {"a"}), (3, {"a"})]
+)
+def test_narrow_terminal_drops_columns_in_their_order(width: int, shown: set[str]) -> None:
+    sheet = Sheet(
+        columns=[Column(head="a"), Column(head="b", drop=1), Column(head="c", drop=2)],
+        rows=[[Cell("1" * 5), Cell("2" * 6), Cell("3" * 7)]],
+    )
+    console = Console(width=width, file=StringIO(), record=True)
+    console.print(sheet)
+    assert set(console.export_text().split("\n")[0].split()) == shown
+
+
+def test_sheet_as_html_escapes_and_carries_tones() -> None:
+    sheet = Sheet(
+        title="a<b", columns=[Column(head="x", left=True)], rows=[[Cell("<", "bad")], [Cell("-")]]
+    )
+    assert sheet.html().count("a&lt;b") == 1
+    assert '<td class="left bad">&lt;</td>' in sheet.html()
+    assert '<td class="left dim">-</td>' in sheet.html()
 
 
 @pytest.mark.parametrize(
@@ -217,7 +283,8 @@ def test_report_is_one_file_that_needs_no_network(tmp_path: Path, settings: Sett
     assert "<link" not in page
     assert "a&lt;b" in page
     assert page.count("Plotly.newPlot(") >= 8
-    for title in ("feed_late, conversion: NE over the stream", "Freshness", "Request latency"):
-        assert title in page
+    for title in ("feed_late, conversion", "Freshness", "Throughput", "Request latency"):
+        assert f"<h3>{title}</h3>" in page
+    assert '<td class="good">+1.00 %</td>' in page
     for curve in ("student", "shadow", "FM", "Bayes"):
         assert f'"name":"{curve}"' in page
