@@ -4,12 +4,15 @@ Messages of `examples` may be cut anywhere, arrive in any interleaving of partit
 after a crash of their writer. Rows count once, by their running number; a bucket is ready when the
 marks of all shards have passed it. What was handed out is described by one position and one number
 a partition and shard, from which another reader goes on with exactly the next row.
+
+A live caller may go on without a shard that straggles. Its rows that then find their bucket passed
+are counted, not handed out, and its numbers stay consecutive.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +95,8 @@ class ExampleReader:
         self.through_ms = place.through_ms
         self.pending_rows = 0
         self.repeats = 0
+        self.passed_over = 0
+        """Rows that the model would have learned, had they not come after their bucket."""
         self._bucket_ms = bucket_ms
         self._end_ms = floor_ms(END_MS, bucket_ms)
         self._empty = schema.empty_table()
@@ -115,10 +120,14 @@ class ExampleReader:
         if mark_ms is not None and header["total"] == shard.following:
             shard.mark_ms = max(shard.mark_ms, self._normal(mark_ms))
 
-    def take(self) -> Ready | None:
-        """What has become complete since the last call; None: nothing."""
-        through_ms = min(shard.mark_ms for shard in self._shards)
-        if through_ms <= self.through_ms:
+    def take(self, without: Collection[int] = ()) -> Ready | None:
+        """What has become complete since the last call; None: nothing.
+
+        Args:
+            without: shards that are not waited for; only the end of the log waits for all.
+        """
+        through_ms = self._least(without)
+        if through_ms <= self.through_ms or (without and through_ms >= END_MS):
             return None
         self.through_ms = through_ms
         parts: list[pa.Table] = []
@@ -147,10 +156,21 @@ class ExampleReader:
             through_ms=self.through_ms,
         )
 
-    def behind(self) -> Sequence[int]:
+    def nothing(self) -> Ready:
+        """No rows, at the place that was reached."""
+        return Ready(table=self._empty, place=self.place())
+
+    def marks(self) -> list[int]:
+        """Per shard: event time (ms) that it has completed."""
+        return [shard.mark_ms for shard in self._shards]
+
+    def behind(self, without: Collection[int] = ()) -> Sequence[int]:
         """Shards that hold the others back."""
-        least = min(shard.mark_ms for shard in self._shards)
-        return [i for i, shard in enumerate(self._shards) if shard.mark_ms == least]
+        least = self._least(without)
+        return [i for i, mark_ms in enumerate(self.marks()) if mark_ms == least]
+
+    def _least(self, without: Collection[int]) -> int:
+        return min(mark_ms for i, mark_ms in enumerate(self.marks()) if i not in without)
 
     def _normal(self, mark_ms: int) -> int:
         return END_MS if mark_ms >= self._end_ms else mark_ms
@@ -162,6 +182,12 @@ class ExampleReader:
             return
         self.repeats += known
         table, buckets = table.slice(known), buckets[known:]
+        passed = int(np.searchsorted(buckets, self.through_ms))
+        if passed:
+            self._pass_over(shard, table.slice(0, passed))
+            table, buckets = table.slice(passed), buckets[passed:]
+        if not len(buckets):
+            return
         kept = self._keep(table)
         if not kept.all():
             table = table.filter(pa.array(kept))
@@ -169,6 +195,12 @@ class ExampleReader:
         shard.chunks.append(chunk)
         shard.following += len(buckets)
         self.pending_rows += len(buckets)
+
+    def _pass_over(self, shard: Shard, table: pa.Table) -> None:
+        assert not shard.chunks  # their buckets are not passed, and come after these
+        self.passed_over += int(self._keep(table).sum())
+        shard.following += table.num_rows
+        shard.applied = shard.following
 
     def _release(self, shard: Shard, parts: list[pa.Table], buckets: list[Integers]) -> None:
         while shard.chunks:

@@ -5,6 +5,7 @@ It needs no recovery store: a model's own checkpoint says where its source begin
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -14,16 +15,19 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from flows.consumer import PartitionConsumer
 from flows.example_reader import ExampleReader, Mask, Place, Ready
 from flows.kafka_client import client_config
-from flows.records import END_MS, ExampleHeader, decode, example_schema
+from flows.records import BEGIN_MS, END_MS, ExampleHeader, decode, example_schema
 from flows.runner import stop_requested
 from flows.settings import Settings
-from monitoring.metrics import SOURCE_LAG, TRAIN_REPEATS
+from flows.stragglers import Stragglers
+from monitoring.metrics import SOURCE_LAG, TRAIN_LEFT_OUT, TRAIN_PASSED_OVER, TRAIN_REPEATS
 
 PAUSE = timedelta(milliseconds=5)
 MAX_MESSAGES = 64
 """Read at a time from one partition."""
 MAX_PENDING_ROWS = 500_000
 """Beyond it, only partitions are read that hold the others back."""
+PULSE_S = 0.5
+"""Live: a model hears at least so often where it stands, so that it sees a quiet stream."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +66,12 @@ class ModelExamples(StatefulSourcePartition[Lesson, None]):
         ]
         self._ended = place.through_ms >= END_MS
         self._closed = False
-        self._repeats = 0
+        self._repeats = self._passed_over = 0
+        grace_s = settings.das.shard_grace_s
+        self._stragglers = None if settings.as_of else Stragglers(grace_s)
+        self._left_out: set[int] = set()
+        self._shards = settings.das.shards
+        self._told_s = time.monotonic()
         self._awake: datetime | None = None
 
     def next_batch(self) -> list[Lesson]:
@@ -73,11 +82,13 @@ class ModelExamples(StatefulSourcePartition[Lesson, None]):
             self._closed = True
             return [Lesson(model=self._model, ready=None)]
         num_read = self._read()
-        ready = self._reader.take()
+        if self._stragglers is not None:
+            self._leave_out(self._stragglers)
+        ready = self._reader.take(self._left_out) or self._pulse()
         self._awake = None if num_read else datetime.now(timezone.utc) + PAUSE
         if ready is None:
             return []
-        self._ended = ready.ended
+        self._ended, self._told_s = ready.ended, time.monotonic()
         return [Lesson(model=self._model, ready=ready)]
 
     def next_awake(self) -> datetime | None:
@@ -103,13 +114,29 @@ class ModelExamples(StatefulSourcePartition[Lesson, None]):
                 num_read += 1
             SOURCE_LAG.labels(self._topic, str(partition)).set(consumer.lag())
         TRAIN_REPEATS.labels(self._model).inc(self._reader.repeats - self._repeats)
-        self._repeats = self._reader.repeats
+        TRAIN_PASSED_OVER.labels(self._model).inc(self._reader.passed_over - self._passed_over)
+        self._repeats, self._passed_over = self._reader.repeats, self._reader.passed_over
         return num_read
+
+    def _leave_out(self, stragglers: Stragglers) -> None:
+        ends = [consumer.at_end() for consumer in self._consumers]
+        read = [ends[shard % len(ends)] for shard in range(self._shards)]
+        marks, through_ms = self._reader.marks(), self._reader.through_ms
+        left_out = stragglers.among(marks, read, through_ms, time.monotonic())
+        TRAIN_LEFT_OUT.labels(self._model).inc(len(left_out - self._left_out))
+        self._left_out = left_out
+
+    def _pulse(self) -> Ready | None:
+        live = self._stragglers is not None and self._reader.through_ms > BEGIN_MS
+        due = time.monotonic() >= self._told_s + PULSE_S
+        return self._reader.nothing() if live and due else None
 
     def _partitions(self) -> list[int]:
         if self._reader.pending_rows < MAX_PENDING_ROWS:
             return list(range(len(self._consumers)))
-        return sorted({shard % len(self._consumers) for shard in self._reader.behind()})
+        return sorted(
+            {shard % len(self._consumers) for shard in self._reader.behind(self._left_out)}
+        )
 
 
 class ExampleSource(FixedPartitionedSource[Lesson, None]):

@@ -99,6 +99,8 @@ class Das(Value):
     """Live: a partition read to its end and silent for this long is left out of the watermark."""
     teacher_grace_s: Seconds = 10.0
     """Live: examples go out without a prediction once the teacher has been silent this long."""
+    shard_grace_s: Seconds = 30.0
+    """Live: trainers go on without a shard that has lagged the first one by this long."""
     recovery_every_s: Seconds = 5.0
     """Interval of recovery snapshots (Bytewax epochs)."""
     max_batch: Annotated[int, Field(ge=1, le=100_000)] = 8192

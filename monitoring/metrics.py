@@ -62,6 +62,12 @@ FM_SWAPS = Counter("exfm_fm_swaps_total", "Teacher snapshots taken into use")
 # Training
 TRAIN_APPLIED = Counter("exfm_train_examples_total", "Examples applied", ["model"])
 TRAIN_REPEATS = Counter("exfm_train_repeats_total", "Repeated rows dropped", ["model"])
+TRAIN_LEFT_OUT = Counter(
+    "exfm_train_left_out_total", "Times the wall clock left a shard out", ["model"]
+)
+TRAIN_PASSED_OVER = Counter(
+    "exfm_train_passed_over_total", "Rows that found their bucket passed, not learned", ["model"]
+)
 TRAIN_STEP = Histogram("exfm_train_step_seconds", "One optimiser step", ["model"], buckets=SECONDS)
 TRAIN_NE = Gauge("exfm_train_ne_ratio", "Normalised entropy at impression time", ["model", "task"])
 TRAIN_SHADOW_NE = Gauge("exfm_train_shadow_ne_ratio", "The same of the shadow", ["model", "task"])

@@ -141,3 +141,55 @@ def test_reader_names_the_shards_that_hold_back() -> None:
     reader = reader_at(Place.start(1, 2))
     reader.put(0, 0, SCHEMA.empty_table(), ExampleHeader(shard=0, first=0, through_ms=10, total=0))
     assert reader.behind() == [1]
+
+
+def test_reader_goes_on_without_a_shard_and_counts_what_it_missed() -> None:
+    reader = reader_at(Place.start(2, 2))
+    on_time = rows_of(0, [5, 15, 25], [True] * 3, 0, 3)
+    reader.put(0, 0, on_time, ExampleHeader(shard=0, first=0, through_ms=30, total=3))
+    assert reader.take() is None
+    ready = reader.take({1})
+    assert ready is not None
+    assert sequence(ready.table) == [(0, 0, 0), (10, 0, 1), (20, 0, 2)]
+    assert reader.marks()[1] < reader.through_ms == 30
+    assert list(reader.behind({1})) == [0]
+
+    late = rows_of(1, [5, 15, 35], [True, False, True], 0, 3)
+    reader.put(1, 0, late, ExampleHeader(shard=1, first=0, through_ms=40, total=3))
+    reader.put(0, 1, SCHEMA.empty_table(), ExampleHeader(shard=0, first=3, through_ms=40, total=3))
+    assert reader.passed_over == 1
+    ready = reader.take()  # it has caught up
+    assert ready is not None
+    assert sequence(ready.table) == [(30, 1, 2)]
+    assert ready.place == Place(positions=(2, 1), applied=(3, 3), through_ms=40)
+
+
+def test_restarted_reader_passes_over_the_same_rows_and_keeps_the_numbers() -> None:
+    place = Place(positions=(0, 0), applied=(3, 0), through_ms=30)
+    reader = reader_at(place)
+    late = rows_of(1, [5, 15], [True, True], 0, 2)
+    reader.put(1, 0, late, ExampleHeader(shard=1, first=0, through_ms=20, total=2))
+    assert reader.passed_over == 2
+    assert reader.pending_rows == 0
+    assert reader.nothing().place == Place(positions=(0, 1), applied=(3, 2), through_ms=30)
+    following = rows_of(1, [5, 15, 35], [True] * 3, 1, 3)
+    reader.put(1, 1, following, ExampleHeader(shard=1, first=1, through_ms=40, total=3))
+    assert (reader.repeats, reader.pending_rows) == (1, 1)
+    reader.put(0, 0, SCHEMA.empty_table(), ExampleHeader(shard=0, first=3, through_ms=40, total=3))
+    ready = reader.take()
+    assert ready is not None
+    assert sequence(ready.table) == [(30, 1, 2)]
+
+
+def test_end_of_the_log_waits_for_a_shard_that_was_left_out() -> None:
+    reader = reader_at(Place.start(1, 2))
+    table = rows_of(0, [5], [True], 0, 1)
+    reader.put(0, 0, table, ExampleHeader(shard=0, first=0, through_ms=END_MS, total=1))
+    assert reader.take({1}) is None
+    late = rows_of(1, [5], [True], 0, 1)
+    reader.put(0, 1, late, ExampleHeader(shard=1, first=0, through_ms=END_MS, total=1))
+    ready = reader.take()
+    assert ready is not None
+    assert ready.ended
+    assert sequence(ready.table) == [(0, 0, 0), (0, 1, 0)]
+    assert reader.passed_over == 0
