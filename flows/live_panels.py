@@ -35,6 +35,8 @@ BORDER = "bright_black"
 WIDE = 110
 """Columns from which the queues stand beside the server."""
 MAX_COLUMNS = 4
+VALUE_WIDTH = 6
+"""At least, so that little moves while values grow."""
 
 Entry = tuple[str, str]
 
@@ -122,6 +124,7 @@ def flow_entries(launched: Launched) -> list[Entry]:
     load = load_report(launched.folder)
     coverage = newest.by("model", "exfm_train_fm_coverage_ratio").values()
     event_s = event_now_s(newest, topics.impressions.name)
+    has_version = bool(newest.largest("exfm_fm_version_seconds"))
     return [
         ("event time", clock(event_s)),
         *(
@@ -133,7 +136,7 @@ def flow_entries(launched: Launched) -> list[Entry]:
         ("pending", number(newest.total("exfm_das_pending_impressions"), 0)),
         *((f"lag {topic}", number(messages, 0)) for topic, messages in sorted(lag(newest).items())),
         ("FM covered", percent(min(coverage, default=None))),
-        ("FM age", age(newest.largest("exfm_fm_version_age_seconds"))),
+        ("FM age", age(newest.largest("exfm_fm_version_age_seconds") if has_version else None)),
         ("dead letters", number(newest.total("exfm_dead_letters_total"), 0)),
         ("requests", number(load.get("requests", 0), 0)),
         ("failed", number(load.get("failed", 0), 0)),
@@ -156,8 +159,8 @@ class FlowGrid:
         grid = Table.grid(padding=(0, 1), expand=True)
         for _ in columns:
             grid.add_column(style="dim", no_wrap=True)
-            grid.add_column(justify="right", no_wrap=True, ratio=1)
-            grid.add_column(width=1)
+            grid.add_column(justify="right", no_wrap=True, min_width=VALUE_WIDTH)
+            grid.add_column(ratio=1)
         for line in zip_longest(*columns, fillvalue=("", "")):
             grid.add_row(*(text for entry in line for text in (*entry, "")))
         yield grid
@@ -166,7 +169,9 @@ class FlowGrid:
 def needed(entries: Sequence[Entry], num: int) -> int:
     """Characters that `num` columns of entries need."""
     return sum(
-        max(len(name) for name, _ in column) + max(len(value) for _, value in column) + 4
+        max(len(name) for name, _ in column)
+        + max(VALUE_WIDTH, *(len(value) for _, value in column))
+        + 4
         for column in in_columns(entries, num)
     )
 
