@@ -9,6 +9,7 @@ it, reads the same rows again, and publishes the same snapshots.
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -20,15 +21,18 @@ from flows.apprentice import Apprentice, as_arrays, as_tensors
 from flows.course import Course
 from flows.example_reader import Place, Ready
 from flows.quality_report import document, set_gauges
+from flows.quiet import QuietStream
 from flows.records import BEGIN_MS, END_MS, floor_ms
 from flows.run_folder import RunFolder, write_json
 from flows.settings import Gate
 from flows.training_rows import RowReader, Rows
 from models import checkpoint
 from models.encoding import Encoder
-from monitoring.metrics import TRAIN_FRESHNESS, TRAIN_THROUGH
-from onnx_export.publish import Publisher
-from onnx_export.store import SnapshotStore
+from monitoring.metrics import SNAPSHOT_REFUSED, TRAIN_FRESHNESS, TRAIN_THROUGH
+from onnx_export.publish import Outcome, Publisher
+from onnx_export.store import SnapshotConflict, SnapshotStore
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_EVERY_S = 5.0
 CHECKPOINT_SHARE = 0.05
@@ -55,14 +59,22 @@ class Trainer:
         gate: when one is refused.
         folder: of the run.
         start: the place to begin at if there is no checkpoint.
+        quiet: live: when to publish by the wall clock; None: event time decides alone.
     """
 
     def __init__(
-        self, course: Course, store: SnapshotStore, gate: Gate, folder: RunFolder, start: Place
+        self,
+        course: Course,
+        store: SnapshotStore,
+        gate: Gate,
+        folder: RunFolder,
+        start: Place,
+        quiet: QuietStream | None = None,
     ) -> None:
         self.place = start
         """How far `examples` is applied, carried rows included."""
         self._course = course
+        self._quiet = quiet
         self._store = store
         self._checkpoint = checkpoint_path(folder, course.model)
         self._document = folder.quality / f"{course.model}.json"
@@ -83,7 +95,8 @@ class Trainer:
         """Of the next snapshot; None: nothing was learned since the last."""
         self._cut_ms = BEGIN_MS
         self._announced: list[Announcement] = []
-        self._frontier_ms = BEGIN_MS
+        self._frontier_ms = store.frontier(course.model) if course.teaches else BEGIN_MS
+        self._unsaved = False
         self._saved_s = time.monotonic()
         self._pause_s = CHECKPOINT_EVERY_S
         if self._checkpoint.exists():
@@ -95,15 +108,20 @@ class Trainer:
         intervals = rows.closed_B // self._course.every_ms
         starts = np.flatnonzero(np.diff(intervals, prepend=-1)).tolist()
         for start, stop in pairwise([*starts, len(rows)]):
-            interval = int(intervals[start])
-            self._reach(interval * self._course.every_ms)
+            boundary_ms = int(intervals[start]) * self._course.every_ms
+            self._reach(boundary_ms)
+            self._advance(boundary_ms)
             self._take(rows.take(slice(start, stop)))
         self._reach(ready.place.through_ms)
         if ready.ended:
             self._finish()
+        self._advance(ready.place.through_ms)
+        self._unsaved |= ready.place != self.place
         self.place = ready.place
+        cut = self._cut_quietly()
         self._observe()
-        if ready.ended or time.monotonic() >= self._saved_s + self._pause_s:
+        due = self._unsaved and time.monotonic() >= self._saved_s + self._pause_s
+        if cut or due or ready.ended:
             self.save()
         announced, self._announced = self._announced, []
         return announced
@@ -128,7 +146,7 @@ class Trainer:
         content = document(model, domains, quality, has_users=self._course.has_users)
         write_json(self._document, content)
         set_gauges(model, quality, content["totals"])
-        self._saved_s = time.monotonic()
+        self._unsaved, self._saved_s = False, time.monotonic()
         self._pause_s = max(CHECKPOINT_EVERY_S, (self._saved_s - began) / CHECKPOINT_SHARE)
 
     def _take(self, rows: Rows) -> None:
@@ -154,6 +172,9 @@ class Trainer:
         if self._boundary is not None and ts_ms >= self._boundary:
             self._cut(self._boundary)
             self._boundary = None
+
+    def _advance(self, ts_ms: int) -> None:
+        """Whatever was to be published at or below `ts_ms` has been."""
         every_ms = self._course.every_ms
         if self._course.teaches and ts_ms // every_ms > self._frontier_ms // every_ms:
             self._store.set_frontier(self._course.model, ts_ms)
@@ -168,21 +189,23 @@ class Trainer:
             self._boundary = max(self._boundary, self._cut_ms + self._course.every_ms)
             self._reach(END_MS)
 
+    def _cut_quietly(self) -> bool:
+        """Publish where event time has stopped, if the wall clock wants it; no batch is cut."""
+        through_ms = self.place.through_ms
+        if self._quiet is None or not self._quiet.overdue(through_ms) or self._boundary is None:
+            return False
+        if through_ms <= max(self._cut_ms, self._frontier_ms):
+            return False
+        self._cut(through_ms)
+        self._boundary = None
+        return True
+
     def _cut(self, boundary_ms: int) -> None:
         self._cut_ms = boundary_ms
         apprentice, course = self._apprentice, self._course
         if min(apprentice.num_labels) < course.warmup_examples:
             return  # a head that learned nothing serves nobody, and teaches nobody
-        sample, ne = apprentice.recent.sample(), apprentice.recent.ne()
-        outcome = self._publisher.publish(
-            boundary_ms,
-            newest_example_ms=apprentice.newest_ms,
-            num_examples=apprentice.num_learned,
-            recent=sample,
-            torch_logits=apprentice.learner.score(sample),
-            quality={f"ne_{task}": value for task, value in ne.items()},
-            ne=ne,
-        )
+        outcome = self._publish(boundary_ms)
         if not outcome.published:
             return
         carried = [int(rows.ts_B.min()) for rows in self._carried]
@@ -195,6 +218,27 @@ class Trainer:
                 path=str(self._store.path(course.model, boundary_ms)),
             )
         )
+
+    def _publish(self, version: int) -> Outcome:
+        apprentice, model = self._apprentice, self._course.model
+        sample, ne = apprentice.recent.sample(), apprentice.recent.ne()
+        try:
+            return self._publisher.publish(
+                version,
+                newest_example_ms=apprentice.newest_ms,
+                num_examples=apprentice.num_learned,
+                recent=sample,
+                torch_logits=apprentice.learner.score(sample),
+                quality={f"ne_{task}": value for task, value in ne.items()},
+                ne=ne,
+            )
+        except SnapshotConflict as error:
+            if self._quiet is None:
+                raise
+            # A shard that was passed over before a crash may not be so after it.
+            logger.warning("%s %d is not published again: %s", model, version, error)
+            SNAPSHOT_REFUSED.labels(model, "conflict").inc()
+            return Outcome(published=False, reason="conflict", detail=str(error))
 
     def _observe(self) -> None:
         model, newest_ms = self._course.model, self._apprentice.newest_ms

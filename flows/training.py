@@ -19,6 +19,7 @@ from bytewax.dataflow import Dataflow
 from flows.course import Course
 from flows.example_reader import Place
 from flows.example_source import ExampleSource, Lesson
+from flows.quiet import QuietStream
 from flows.run_folder import RunFolder
 from flows.runner import Placement, run_flow
 from flows.settings import Settings
@@ -51,8 +52,7 @@ class School:
         if path.exists():
             _, meta = checkpoint.load(path)
             return saved_place(meta)
-        topic = self._settings.topics.examples
-        return Place.start(topic.partitions, self._settings.das.shards)
+        return self._start()
 
     def source(self) -> ExampleSource:
         """The examples of all models."""
@@ -73,10 +73,17 @@ class School:
             trainer = self._trainers[lesson.model] = self._begin(lesson.model)
         return [self._message(said) for said in trainer.apply(lesson.ready)]
 
+    def _start(self) -> Place:
+        topic = self._settings.topics.examples
+        return Place.start(topic.partitions, self._settings.das.shards)
+
     def _begin(self, model: str) -> Trainer:
         course = self._courses[model]
         store = SnapshotStore(store_path(self._settings, self._folder), self._keep(course))
-        return Trainer(course, store, self._settings.store.gate, self._folder, self.place(model))
+        bucket_ms = self._settings.das.bucket_ms
+        quiet = None if self._settings.as_of else QuietStream(course.every_ms, bucket_ms)
+        gate, start = self._settings.store.gate, self._start()
+        return Trainer(course, store, gate, self._folder, start, quiet)
 
     def _keep(self, course: Course) -> int:
         """Versions to keep; as_of asks for old ones, at most so far back."""

@@ -29,6 +29,8 @@ from flows.trainer import Trainer, checkpoint_path
 from flows.training_rows import RowReader
 from models import checkpoint
 from models.encoding import Encoder
+from onnx_export.draft import Draft
+from onnx_export.manifest import Manifest
 from onnx_export.session import Scorer
 from onnx_export.store import SnapshotStore
 
@@ -268,6 +270,30 @@ def test_trainer_publishes_at_boundaries_after_the_warm_up(reference: dict[str, 
 def test_frontier_covers_everything_at_the_end(reference: dict[str, _Run]) -> None:
     assert reference["fm"].store.frontier("fm") == END_MS
     assert reference["feed_late"].store.frontier("feed_late") < 0
+
+
+class _WatchedStore(SnapshotStore):
+    """Notes what was announced before each version."""
+
+    too_late: list[int]
+
+    def publish(self, draft: Draft, manifest: Manifest) -> Manifest:
+        """Publish, and note a version that was said to come no more."""
+        if manifest.version <= self.frontier(manifest.model):
+            self.too_late.append(manifest.version)
+        return super().publish(draft, manifest)
+
+
+def test_no_version_appears_behind_the_frontier(
+    settings: Settings, examples: pa.Table, reference: dict[str, _Run], tmp_path: Path
+) -> None:
+    run = _Run(settings, "fm", examples, tmp_path)
+    shutil.copytree(reference["fm"].store.templates, run.store.templates)
+    run.store = store = _WatchedStore(run.folder.store, durable=False)
+    store.too_late = []
+    run.go([10 * MINUTE_MS], lambda: False)
+    assert run.versions() == reference["fm"].versions()
+    assert store.too_late == []
 
 
 def test_quality_measures_what_the_snapshots_gave_at_impression_time(
