@@ -1,8 +1,7 @@
 """Writes messages with every acknowledgement accounted for.
 
-Whatever ends a writer, the log holds a prefix of what it sent to a partition: no message follows
-one that failed. Progress stands behind the rows that it vouches for, so a gap would vouch for rows
-that are not there.
+However long a broker is away, the log holds a prefix of what was sent to a partition. Progress
+stands behind the rows that it vouches for, so a gap would vouch for rows that are not there.
 """
 
 from __future__ import annotations
@@ -18,11 +17,9 @@ from flows.kafka_client import MAX_MESSAGE_BYTES
 from monitoring.metrics import DEAD_LETTERS, SINK_ERRORS, SINK_EVENTS
 
 logger = logging.getLogger(__name__)
-logger.addFilter(lambda record: "CONFWARN" not in record.getMessage())  # "gapless": experimental
 
 OPTIONS = {
     "enable.idempotence": True,  # order within a partition, no repeats by retries
-    "enable.gapless.guarantee": True,  # a refused message stops those behind it
     "message.timeout.ms": 0,  # one that is given up would leave a gap; callers bound the wait
     "partitioner": "murmur2_random",  # as Java clients choose the partition of a key
     "message.max.bytes": MAX_MESSAGE_BYTES - 64 * 1024,
@@ -108,20 +105,12 @@ class BatchProducer:
         deadline = time.monotonic() + timeout_s
         waiting = len(self._producer)
         while waiting and time.monotonic() < deadline and not self._failed:
-            waiting = self._wait(min(1.0, timeout_s))
+            waiting = self._producer.flush(min(1.0, timeout_s))
         self._raise_failure()
         if waiting:
             raise DeliveryError(
                 f"{waiting} messages without acknowledgement after {timeout_s:.0f} s"
             )
-
-    def _wait(self, timeout_s: float) -> int:
-        try:
-            return int(self._producer.flush(timeout_s))
-        except Exception as error:  # a bare KafkaError: fatal, nothing more can be written
-            self._producer.poll(0)
-            self._raise_failure()
-            raise DeliveryError(f"the producer stopped: {error}") from error
 
     def _raise_failure(self) -> None:
         if self._failed:

@@ -223,23 +223,6 @@ def test_refused_message_fails_the_flush(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.kafka
-def test_nothing_follows_a_message_that_failed(config: dict[str, Any]) -> None:
-    name = f"small-{uuid.uuid4().hex[:8]}"
-    make(AdminClient(config), name, **{"max.message.bytes": "1000"})
-    producer = BatchProducer({**config, "batch.size": 1000})  # a request each
-    producer.send(name, b"before")
-    producer.flush()
-    for value in (b"x" * 5000, b"behind", b"behind"):
-        producer.send(name, value)
-    with pytest.raises(DeliveryError, match=f"{name}.*MSG_SIZE_TOO_LARGE"):
-        producer.flush()
-    consumer = PartitionConsumer(config, name, 0, 0)
-    eventually(lambda: consumer.poll(10) or None)
-    assert (consumer.position, consumer.lag()) == (1, 0)
-    consumer.close()
-
-
-@pytest.mark.kafka
 def test_message_that_no_topic_takes_is_refused_at_once(
     producer: BatchProducer, topic: str
 ) -> None:
