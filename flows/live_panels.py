@@ -7,6 +7,7 @@ from itertools import zip_longest
 
 from rich.columns import Columns
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -43,7 +44,9 @@ Entry = tuple[str, str]
 
 def framed(title: str, content: RenderableType) -> Panel:
     """A panel as wide as there is room."""
-    return Panel(content, title=f"[bold]{title}[/bold]", title_align="left", border_style=BORDER)
+    return Panel(
+        content, title=f"[bold default]{title}[/]", title_align="left", border_style=BORDER
+    )
 
 
 def models_sheet(launched: Launched, *, with_teacher: bool = True) -> Sheet:
@@ -218,7 +221,7 @@ class Frame:
 
     def roomy(self, width: int) -> RenderableType:
         """Everything in frames; queues beside the server where there is room."""
-        title = f"exfm · {self._launched.folder.root.name}"
+        title = f"exfm · {escape(self._launched.folder.root.name)}"
         head = framed(title, Group(self._bar, processes_dots(self._launched)))
         models = framed("Models, most recent intervals", models_sheet(self._launched))
         serving = framed("Serving", serving_sheet(self._launched))

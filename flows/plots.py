@@ -157,12 +157,12 @@ def draw(
     colour: str,
     digits: str,
 ) -> None:
-    """Add a line."""
+    """Add a line; a single value is a dot."""
     plot.add_scatter(
         x=times,
         y=values,
         name=name,
-        mode="lines",
+        mode="lines" if len(times) > 1 else "markers",
         line={"color": colour, "width": 2},
         hovertemplate=f"%{{y{digits}}}",
     )
