@@ -24,7 +24,7 @@ from flows.run_folder import RunFolder
 from flows.runner import Placement, run_flow
 from flows.settings import Settings, load
 from flows.sink import TopicSink
-from flows.teacher import Integers, Scorers, store_path
+from flows.teacher import Integers, Scorers, require_scored, store_path
 from monitoring.metrics import FM_BATCH, FM_SCORED, FM_VERSION_AGE
 from onnx_export.session import Logits
 from onnx_export.store import SnapshotStore
@@ -43,6 +43,7 @@ class Predictor:
         self._partitions = settings.topics.fm_predictions.partitions
         self._tasks = [task.name for task in settings.tasks]
         self._schema = prediction_schema(settings)
+        self._store = store
         self._scorers = Scorers(store)
 
     def messages(self, due: Due) -> list[Message]:
@@ -75,7 +76,8 @@ class Predictor:
             except FileNotFoundError:
                 if due.versions is None:
                     raise
-                scored[mine] = False  # retired: these rows were scored before a restart
+                require_scored(self._store, due.table["ts_ms"].to_numpy()[mine])
+                scored[mine] = False
         self._observe(due, versions)
         return self._rows(due.table, versions, logits_BT).filter(pa.array(scored))
 

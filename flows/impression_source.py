@@ -20,7 +20,7 @@ from flows.records import BEGIN_MS, END_MS, impression_schema
 from flows.runner import stop_requested
 from flows.settings import Settings
 from flows.shuffle import PreviousRows
-from flows.teacher import AsOf, Integers, Mask
+from flows.teacher import AsOf, Integers, Mask, require_scored
 from monitoring.metrics import FM_WAITING
 from onnx_export.store import SnapshotStore
 
@@ -172,6 +172,7 @@ class ImpressionPartition(StatefulSourcePartition[Due, State]):
                 version = self._choice.version(boundary)
             except LookupError:  # retired: these rows were scored before a restart
                 scored_before |= boundaries == boundary
+                require_scored(self._choice.store, rows.ts_ms[boundaries == boundary])
                 continue
             if version is not None:
                 versions[boundaries == boundary] = version

@@ -39,7 +39,7 @@ class AsOf:
     """Chooses by event time alone."""
 
     def __init__(self, store: SnapshotStore, teacher: Teacher) -> None:
-        self._store = store
+        self.store = store
         self._lag_ms = teacher.lag_ms
         self._every_ms = teacher.snapshot_every_ms
 
@@ -49,16 +49,39 @@ class AsOf:
 
     def decided(self, boundaries: Integers) -> Mask:
         """Whether the trainer has decided what was published up to each boundary, shape [N]."""
-        decided: Mask = boundaries <= self._store.frontier(MODEL)
+        decided: Mask = boundaries <= self.store.frontier(MODEL)
         return decided
 
     def version(self, boundary_ms: int) -> int | None:
         """The last snapshot at or below a decided boundary, or None if there never was one.
 
         Raises:
-            LookupError: it was retired, which it is only when whatever it had to score was scored.
+            LookupError: it was retired.
         """
-        return self._store.as_of(MODEL, boundary_ms)
+        return self.store.as_of(MODEL, boundary_ms)
+
+
+def require_scored(store: SnapshotStore, ts_ms: Integers) -> None:
+    """Check that impressions whose snapshot was retired were scored by an earlier process.
+
+    A snapshot of boundary b is published when `examples` is complete up to b, and so when the
+    predictions of every impression before b stand in the topic, progress behind them. A later
+    impression must find its snapshot: it was retired too soon.
+
+    Args:
+        store: of snapshots.
+        ts_ms: event times of impressions whose snapshot is gone, shape [N].
+
+    Raises:
+        RuntimeError: one of them was not scored yet.
+    """
+    pointer = store.pointer(MODEL)
+    if len(ts_ms) and (pointer is None or ts_ms.max() >= pointer.newest):
+        raise RuntimeError(
+            f"{store.root}: the teacher's snapshot for an impression of {ts_ms.max()} is gone, but "
+            f"only those before {pointer and pointer.newest} (the newest snapshot) were scored; "
+            "snapshots that teacher.lag_s still asks for must be kept"
+        )
 
 
 class Scorers:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,22 +39,12 @@ from flows.records import (
 from flows.run_folder import RunFolder
 from flows.runner import Placement
 from flows.settings import Settings, SettingsError
+from tests.processes import free_addresses, started
 
 START_MS = 1_700_000_000_000
 NUM_STAGES = 4
+DAS = "flows.das"
 Row = dict[str, Any]
-
-PROCESS = """
-import sys
-from pathlib import Path
-from flows.das import run
-from flows.run_folder import RunFolder
-from flows.runner import Placement
-from flows.settings import Settings
-settings, folder, process_id, addresses = sys.argv[1:]
-placement = Placement(process_id=int(process_id), addresses=tuple(addresses.split()))
-run(Settings.model_validate_json(settings), RunFolder(Path(folder)), placement)
-"""
 
 
 def eventually(look: Callable[[], bool], within_s: float = 60.0) -> None:
@@ -227,10 +215,10 @@ def test_workers_and_processes_change_nothing(written: Written, tmp_path: Path) 
     run(two_workers, RunFolder(tmp_path / "workers"), Placement(workers=2))
     assert examples(two_workers) == written.examples
     two_processes = elsewhere(written.settings)
-    addresses = " ".join(f"127.0.0.1:{port}" for port in free_ports(2))
+    addresses = free_addresses(2)
     with (
-        started(two_processes, tmp_path / "processes", 0, addresses) as first,
-        started(two_processes, tmp_path / "processes", 1, addresses) as second,
+        started(DAS, two_processes, tmp_path / "processes", 0, addresses) as first,
+        started(DAS, two_processes, tmp_path / "processes", 1, addresses) as second,
     ):
         assert [first.wait(60), second.wait(60)] == [0, 0]
     assert examples(two_processes) == written.examples
@@ -246,13 +234,13 @@ def test_kill_and_stop_change_nothing(written: Written, tmp_path: Path) -> None:
     log, seen = Log(settings), 0
     for stage, stop in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)):
         log.write(stage)
-        with started(settings, tmp_path / "killed") as process:
+        with started(DAS, settings, tmp_path / "killed") as process:
             eventually(lambda seen=seen: num_messages(settings) > seen)  # type: ignore[misc]
             process.send_signal(stop)
             assert process.wait(60) == (0 if stop == signal.SIGTERM else -stop)
         seen = num_messages(settings)
     log.write(NUM_STAGES - 1)
-    with started(settings, tmp_path / "killed") as process:
+    with started(DAS, settings, tmp_path / "killed") as process:
         assert process.wait(60) == 0
     assert examples(settings) == written.examples
 
@@ -268,7 +256,7 @@ def test_live_dead_teacher_and_idle_partition_hold_nobody(
     log = Log(settings, num=300)
     log.labels = [(0, label) for _, label in log.labels]  # the other partition stays empty
     log.write(0, teacher=False)
-    with started(settings, tmp_path) as process:
+    with started(DAS, settings, tmp_path) as process:
         eventually(lambda: num_messages(settings) > 0)
         for stage in range(1, NUM_STAGES):
             log.write(stage, teacher=False)
@@ -320,26 +308,3 @@ def test_read_ahead_never_stops_the_slowest(tiny_settings: Settings) -> None:
     assert not ahead.allows(START_MS + 90_000)
     ahead.closed(0, floor_ms(END_MS, 1000))
     assert ahead.allows(START_MS + 1_060_000)
-
-
-@contextmanager
-def started(
-    settings: Settings, folder: Path, process_id: int = 0, addresses: str = ""
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A DAS process, gone at the end."""
-    arguments = [settings.model_dump_json(), str(folder), str(process_id), addresses]
-    process = subprocess.Popen([sys.executable, "-c", PROCESS, *arguments])
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def free_ports(num: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(num)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +20,7 @@ from flows.consumer import PartitionConsumer
 from flows.course import teacher_course
 from flows.fm_inference import Predictor
 from flows.impression_source import Due, ImpressionPartition, ImpressionSource, State
-from flows.kafka_client import client_config
+from flows.kafka_client import client_config, ensure_topics
 from flows.producer import BatchProducer
 from flows.records import BEGIN_MS, END_HEADER, END_MS, decode, impression_schema, shard_of
 from flows.run_folder import RunFolder
@@ -30,6 +32,7 @@ from models.encoding import Encoder
 from onnx_export.publish import Publisher
 from onnx_export.session import Scorer
 from onnx_export.store import SnapshotStore
+from tests.processes import free_addresses, started
 
 T = TypeVar("T")
 START_MS = 1_700_000_000_000
@@ -203,6 +206,44 @@ def test_predictor_takes_the_version_of_each_row(
             assert [row["fm_logit_click"], row["fm_logit_conversion"]] == expected[offset].tolist()
 
 
+@pytest.mark.kafka
+def test_retired_snapshot_skips_only_what_the_newest_one_vouches_for(
+    kafka_settings: Settings, store: SnapshotStore
+) -> None:
+    write(kafka_settings, 0, [6, 7, 16, 17, 26, 27])  # lag 5 s: boundaries at 0, 10 and 20 s
+    for second in (0, 10, 20):
+        publish(kafka_settings, SnapshotStore(store.root, durable=False), START_MS + second * 1000)
+    store.set_frontier("fm", START_MS + 20 * SECOND_MS)
+    few = SnapshotStore(store.root, 2, durable=False)
+    publish(kafka_settings, few, START_MS + 20 * SECOND_MS)  # again: retires the first
+    source = part(kafka_settings, store, 0)
+    dues = read_until(source, lambda dues: bool(dues) and dues[-1].progress_ms > START_MS)
+    assert [due.table["offset"].to_pylist() for due in dues] == [[2, 3, 4, 5]]
+    source.close()
+    predictor, rows = Predictor(kafka_settings, store), table(kafka_settings, [6, 19, 20])
+    versions = np.array([START_MS, START_MS, START_MS + 10_000])
+    due = Due(partition=0, table=rows, features=rows, versions=versions, progress_ms=0)
+    kept = [decode(value)[0] for _, (_, value, _) in predictor.messages(due)]
+    assert pa.concat_tables(kept)["offset"].to_pylist() == [2]
+    versions[2] = START_MS
+    with pytest.raises(RuntimeError, match=rf"{START_MS + 20_000} is gone, but only those before"):
+        predictor.messages(due)
+    write(kafka_settings, 1, [4, 5, 24])
+    publish(kafka_settings, few, START_MS + 30 * SECOND_MS)
+    publish(kafka_settings, few, START_MS + 40 * SECOND_MS)
+    lost = part(lagging(kafka_settings, 45), store, 1)
+    assert num_rows(read_until(lost, lambda dues: bool(dues))) == 3  # before the first: null
+    lost.close()
+    write(kafka_settings, 1, [60])
+    with pytest.raises(RuntimeError, match=rf"impression of {START_MS + 60_000} is gone"):
+        read_until(part(lagging(kafka_settings, 45), store, 1), lambda dues: num_rows(dues) == 4)
+
+
+def lagging(settings: Settings, lag_s: float) -> Settings:
+    teacher = settings.teacher.model_copy(update={"lag_s": lag_s})
+    return settings.model_copy(update={"teacher": teacher})
+
+
 def test_predictor_swaps_to_the_newest_version(
     tiny_settings: Settings, store: SnapshotStore
 ) -> None:
@@ -251,6 +292,76 @@ def test_control_scores_the_previous_row_of_the_domain_wherever_batches_end(
         parts.append(previous.of(rows.slice(start, stop - start)))
         state = previous.state()
     assert pa.concat_tables(parts).to_pylist() == whole.to_pylist()
+
+
+@pytest.mark.kafka
+def test_two_processes_predict_what_one_does(
+    kafka_settings: Settings, store: SnapshotStore, tmp_path: Path
+) -> None:
+    for second in (0, 10, 20):
+        publish(kafka_settings, store, START_MS + second * SECOND_MS)
+    for partition in (0, 1):
+        write(kafka_settings, partition, list(range(40)), end=True)
+    found = []
+    for num in (1, 2):
+        settings = predicting_elsewhere(kafka_settings, store)
+        (store.root / "fm" / "frontier.json").unlink(missing_ok=True)
+        store.set_frontier("fm", START_MS)  # decides what is before second 15
+        addresses = free_addresses(num) if num > 1 else ""
+        with ExitStack() as stack:
+            processes = [
+                stack.enter_context(
+                    started("flows.fm_inference", settings, tmp_path / str(num), i, addresses)
+                )
+                for i in range(num)
+            ]
+            waiting = {(q, p): START_MS + 15 * SECOND_MS for q in (0, 1) for p in (0, 1)}
+            eventually(lambda s=settings, w=waiting: predicted(s)[1] == w or None)  # type: ignore[misc]
+            store.set_frontier("fm", END_MS)
+            assert [process.wait(60) for process in processes] == [0] * num
+        found.append(predicted(settings))
+    rows, progress = found[0]
+    assert found[1] == found[0]
+    assert set(progress.values()) == {END_MS}
+    versions = [rows[p, second]["fm_version"] for p in (0, 1) for second in range(40)]
+    assert versions == 2 * [
+        None
+        if second < 5
+        else START_MS + (second - 5) // 10 * 10_000
+        if second < 25
+        else START_MS + 20_000
+        for second in range(40)
+    ]
+
+
+def predicting_elsewhere(settings: Settings, store: SnapshotStore) -> Settings:
+    """The same inputs, with predictions and a store of their own."""
+    raw = settings.model_dump()
+    raw["topics"]["fm_predictions"]["name"] += f"-{uuid.uuid4().hex[:8]}"
+    raw["store"]["path"] = str(store.root)
+    found = Settings.model_validate(raw)
+    ensure_topics(found)
+    return found
+
+
+def predicted(
+    settings: Settings,
+) -> tuple[dict[tuple[int, int], dict[str, object]], dict[tuple[int, int], int]]:
+    """Predictions by place, and progress by partition written and read; repeats must be equal."""
+    topic, config = settings.topics.fm_predictions, client_config(settings.kafka)
+    rows: dict[tuple[int, int], dict[str, object]] = {}
+    progress: dict[tuple[int, int], int] = {}
+    for partition in range(topic.partitions):
+        consumer = PartitionConsumer(config, topic.name, partition, 0)
+        while not consumer.at_end():
+            for message in consumer.poll(100):
+                table, header = decode(message.value() or b"")
+                for row in table.to_pylist():
+                    assert rows.setdefault((row["partition"], row["offset"]), row) == row
+                at = (partition, header["partition"])
+                progress[at] = max(progress.get(at, BEGIN_MS), header["progress_ms"])
+        consumer.close()
+    return rows, progress
 
 
 @pytest.mark.kafka
