@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows import broker_address
 from flows.broker import HOST, EmbeddedKafka, free_port
 from flows.kafka_client import ensure_topics
 from flows.process import FLOWS, SERVE
@@ -74,6 +75,8 @@ def launched(
             kafka = settings.kafka.model_copy(update={"bootstrap": broker.bootstrap})
             settings = settings.model_copy(update={"kafka": kafka})
         forget_addresses(folder.processes)
+        address = broker_address.announce(folder.processes, settings.kafka.bootstrap)
+        stack.callback(address.unlink, missing_ok=True)
         ensure_topics(settings)
         environ = {**os.environ, "EXFM_BOOTSTRAP": settings.kafka.bootstrap}
         supervisor = stack.enter_context(Supervisor(folder.logs, environ, broker=broker))
