@@ -21,6 +21,7 @@ class DeadLetters:
         offset: int,
         reason: str,
         index: int | None = None,
+        key: bytes | None = None,
     ) -> None:
         """Send one letter; a crash may repeat it.
 
@@ -32,6 +33,7 @@ class DeadLetters:
             offset: where they were read.
             reason: why, one of few names.
             index: the row, if the rest of the message was good.
+            key: of the message that held it.
         """
         headers = {
             "reason": reason.encode(),
@@ -41,7 +43,7 @@ class DeadLetters:
         }
         if index is not None:
             headers["index"] = b"%d" % index
-        self._producer.send(self._topic, rejected, headers=headers, reason=reason)
+        self._producer.send(self._topic, rejected, key=key, headers=headers, reason=reason)
 
     def flush(self) -> None:
         """Wait until every letter is acknowledged.

@@ -167,6 +167,7 @@ class EventReader:
             rejected.message.offset() or 0,
             rejected.reason,
             rejected.index,
+            rejected.message.key(),
         )
 
 
