@@ -12,9 +12,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from flows import cli_das, cli_dlq
 from flows.run_setup import (
     FAILED,
     MISCONFIGURED,
+    Config,
+    Run,
     begin,
     console,
     existing_folder,
@@ -37,16 +40,10 @@ app = typer.Typer(
 )
 snapshots = typer.Typer(no_args_is_help=True, help="List snapshots, or serve an older one.")
 app.add_typer(snapshots, name="snapshots")
+app.add_typer(cli_das.app, name="das")
+app.add_typer(cli_dlq.app, name="dlq")
 
 Process = Literal["das", "fm-inference", "fm-training", "vm-training", "serve"]
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="TOML file; default: that of the run."),
-]
-Run = Annotated[
-    str | None,
-    typer.Option("--run", metavar="NAME|PATH", help="Name below runs/, or a folder."),
-]
 Seed = Annotated[int, typer.Option(help="Moves every seed: models, market, noise.")]
 Speed = Annotated[
     str, typer.Option(metavar="max|FLOAT", help="Event seconds a second; max: all at once.")
@@ -273,15 +270,19 @@ def main() -> None:
 def exit_code(error: BaseException) -> int | None:
     """Exit code of an error that speaks for itself, else None."""
     from flows.broker import BrokerError
+    from flows.das_recovery import RecoveryUnreadable
     from flows.jars import JarError
     from flows.kafka_client import BrokerUnreachable
+    from flows.letter_replay import ReplayRefused
+    from flows.producer import DeliveryError
     from flows.settings import SettingsError
     from flows.supervisor import ProcessFailed
     from onnx_export.manifest import SnapshotCorrupt
 
     if isinstance(error, SettingsError):
         return MISCONFIGURED
-    expected = (BrokerError, BrokerUnreachable, JarError, ProcessFailed, SnapshotCorrupt)
+    expected: tuple[type[BaseException], ...] = (BrokerError, BrokerUnreachable, DeliveryError)
+    expected += (JarError, ProcessFailed, RecoveryUnreadable, ReplayRefused, SnapshotCorrupt)
     return FAILED if isinstance(error, expected) else None
 
 

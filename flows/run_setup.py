@@ -6,8 +6,9 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
+import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
@@ -19,6 +20,15 @@ FAILED, MISCONFIGURED = 1, 2
 RUNS = Path("runs")
 PLAIN_WIDTH = 160
 """Columns of tables that go to a file or a pipe."""
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="TOML file; default: that of the run."),
+]
+Run = Annotated[
+    str | None,
+    typer.Option("--run", metavar="NAME|PATH", help="Name below runs/, or a folder."),
+]
 
 
 def console() -> Console:
@@ -38,6 +48,23 @@ def load_settings(path: Path) -> Settings:
     from flows.settings import load
 
     return load(path, dict(os.environ))
+
+
+def reachable_settings(config: Path | None, folder: RunFolder) -> Settings:
+    """Settings of a run with the address of its Kafka, which runs while the run is up."""
+    from flows import broker_address
+
+    settings = load_settings(config or folder.config)
+    if settings.kafka.bootstrap:
+        return settings
+    bootstrap = broker_address.announced(folder.processes)
+    if bootstrap is None:
+        fail(
+            f"the Kafka of {folder.root} runs only while the run does: start it by "
+            f"`exfm up --run {folder.root}`, or name a broker in EXFM_BOOTSTRAP"
+        )
+    kafka = settings.kafka.model_copy(update={"bootstrap": bootstrap})
+    return settings.model_copy(update={"kafka": kafka})
 
 
 def begin(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import psutil
 from rich.console import Group
@@ -12,7 +11,7 @@ from rich.table import Table
 from flows.figures import quality_documents
 from flows.run_folder import RunFolder
 from flows.scrape import Scraper
-from flows.wording import number, percent
+from flows.wording import moment, number, percent
 from onnx_export.store import SnapshotStore
 
 
@@ -74,8 +73,3 @@ def snapshots_table(store: SnapshotStore, model: str | None = None) -> Table:
                 moment(manifest.created_ms),
             )
     return table
-
-
-def moment(ts_ms: int) -> str:
-    """A time in UTC for people."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(ts_ms / 1000))

@@ -35,3 +35,8 @@ def duration(seconds: float) -> str:
 def clock(event_time_s: float | None) -> str:
     """Time of day in UTC."""
     return "-" if event_time_s is None else time.strftime("%H:%M:%S", time.gmtime(event_time_s))
+
+
+def moment(ts_ms: float) -> str:
+    """Date and time in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(ts_ms / 1000))

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
     *("demo", "up", "run", "replay", "simulate", "load", "status"),
     *("snapshots ls", "snapshots rollback"),
+    *("das inspect", "dlq ls", "dlq show", "dlq replay"),
 ]
 
 

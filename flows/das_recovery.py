@@ -1,0 +1,81 @@
+"""What the recovery store of DAS says of each shard, read without running the flow.
+
+Bytewax keeps SQLite files with a pickle for each shard and epoch. The project's are plain data; no
+other pickle is opened.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+JOIN_STEP = "das.join"
+NEWEST = (
+    "SELECT state_key, max(snap_epoch), created_at, ser_change FROM snaps "
+    "WHERE step_id = ? GROUP BY state_key"
+)
+
+
+class RecoveryUnreadable(RuntimeError):
+    """A file of the store cannot be read; the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedShard:
+    """A shard in its newest snapshot."""
+
+    saved_at: str
+    """Wall clock, UTC."""
+    state: dict[str, Any]
+    """Of `Shard.save` (flows/shard.py)."""
+
+
+class PlainData(pickle.Unpickler):
+    """Reads numbers, texts and containers of them."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        """Refuse everything that has a class of its own."""
+        raise pickle.UnpicklingError(f"{module}.{name} is no plain data")
+
+
+def saved_shards(recovery: Path) -> dict[int, SavedShard]:
+    """Shards by number; none if nothing was saved yet.
+
+    Raises:
+        RecoveryUnreadable: a file is damaged or of another kind.
+    """
+    newest: dict[str, tuple[int, str, bytes | None]] = {}
+    for path in sorted(recovery.glob("*.sqlite3")):
+        for key, epoch, saved_at, data in rows(path):
+            if key not in newest or epoch > newest[key][0]:
+                newest[key] = (epoch, saved_at, data)
+    found = {}
+    for key, (_, saved_at, data) in newest.items():
+        if data is not None:
+            found[int(key)] = SavedShard(saved_at=saved_at, state=state_of(recovery, key, data))
+    return dict(sorted(found.items()))
+
+
+def rows(path: Path) -> list[tuple[str, int, str, bytes | None]]:
+    """Key, epoch, time and content of the newest snapshot of each shard in a file."""
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as store:
+            return store.execute(NEWEST, (JOIN_STEP,)).fetchall()
+    except sqlite3.Error as error:
+        raise RecoveryUnreadable(f"{path} cannot be read: {error}") from error
+
+
+def state_of(recovery: Path, key: str, data: bytes) -> dict[str, Any]:
+    """What a shard saved."""
+    try:
+        state = PlainData(io.BytesIO(data)).load()
+    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, AttributeError) as error:
+        raise RecoveryUnreadable(f"{recovery}: shard {key} cannot be read: {error}") from error
+    if not isinstance(state, dict) or "done_ms" not in state:
+        raise RecoveryUnreadable(f"{recovery}: shard {key} is of another version of exfm")
+    return state
