@@ -101,7 +101,12 @@ class Log:
         self._producer.flush()
 
     def _send(self, topic: str, partition: int, event: Row) -> None:
-        self._producer.send(topic, json.dumps(event).encode(), partition=partition)
+        self._producer.send(topic, self.encoded(event), partition=partition)
+
+    @staticmethod
+    def encoded(event: Row) -> bytes:
+        """An event as applications write it."""
+        return json.dumps(event).encode()
 
     def _prediction(self, partition: int, event: Row) -> Row:
         offset = self._offsets[partition]
