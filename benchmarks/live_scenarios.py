@@ -19,7 +19,9 @@ from flows.wording import number, percent
 from onnx_export.manifest import MODEL, WEIGHTS, Manifest
 from onnx_export.store import SnapshotStore
 
-BEFORE_S, SILENT_S, STREAM_S = 90.0, 60.0, 600.0
+SILENT_S, STREAM_S = 60.0, 600.0
+COVERED = 0.9
+"""Coverage before the teacher is stopped."""
 SLACK_S = 10.0
 """Beyond window and grace, for buckets and a busy machine."""
 NUM_SWAPS = 50
@@ -45,7 +47,7 @@ def silent_teacher_and_swaps(folder: RunFolder) -> list[Check]:
 def silent_teacher(run: Launched) -> list[Check]:
     """Stop FM inference, and watch coverage, training and the join."""
     student = run.settings.students[0].name
-    wait_s(run, BEFORE_S)
+    run.wait(lambda: (coverage(run, student) or 0.0) >= COVERED)
     before = coverage(run, student)
     run.supervisor.stop("fm-inference")
     lags_s: list[float] = []

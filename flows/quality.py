@@ -149,9 +149,9 @@ class Quality:
         measured = {name: np.where(compared, values, np.nan) for name, values in logits.items()}
         self.ranking.observe(rows.ts_B, rows.user_B, rows.labels_BT, measured)
 
-    def recent(self) -> Array:
-        """Sums of the newest intervals, shape [T, K]."""
-        return self.curve.recent(RECENT_INTERVALS)
+    def recent(self, num: int = RECENT_INTERVALS) -> Array:
+        """Sums of the `num` newest intervals, shape [T, K]."""
+        return self.curve.recent(num)
 
     def state(self) -> dict[str, Array]:
         """Plain arrays for a checkpoint."""

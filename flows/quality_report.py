@@ -25,6 +25,8 @@ from monitoring.metrics import (
 )
 
 Figures = dict[str, float | None]
+NEWEST_INTERVALS = 2
+"""A teacher that falls silent shows in the coverage this soon."""
 
 
 def document(
@@ -131,8 +133,9 @@ def set_gauges(model: str, quality: Quality, totals: dict[str, Any]) -> None:
         ):
             if value is not None:
                 gauge.labels(model, task).set(value)
-    rows = float(recent[:, INDEX["progressive_n"]].sum())
-    covered = share(float(recent[:, INDEX["progressive_n_covered"]].sum()), rows)
+    newest = quality.recent(NEWEST_INTERVALS)
+    rows = float(newest[:, INDEX["progressive_n"]].sum())
+    covered = share(float(newest[:, INDEX["progressive_n_covered"]].sum()), rows)
     if covered is not None:
         TRAIN_COVERAGE.labels(model).set(covered)
 
