@@ -114,6 +114,8 @@ def replay(
     Events that are still wrong come back as new dead letters.
     Example: `exfm dlq replay --reason unknown_domain --run market --dry-run`
     """
+    import polars as pl
+
     from flows.letter_log import distinct
     from flows.letter_replay import check_destinations
     from flows.letter_tables import letters_table
@@ -124,6 +126,10 @@ def replay(
     letters = distinct(letters)
     if letters.is_empty():
         fail("no dead letter is chosen", FAILED)
+    if letters["cut"].any():
+        num = int(letters["cut"].sum())
+        letters = letters.filter(~pl.col("cut"))
+        console().print(f"{num:,} of them hold only the first bytes of an event and stay")
     check_destinations(settings, letters)
     console().print(
         "What is still wrong with them, or late, comes back: a new dead letter with the same reason"

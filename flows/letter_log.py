@@ -32,6 +32,7 @@ SCHEMA = {
     "letter_offset": pl.Int64,
     "at_ms": pl.Int64,  # when it was set aside, wall clock
     "num_bytes": pl.Int64,
+    "cut": pl.Boolean,  # the event was too large, these are its first bytes
     "topic": pl.String,  # null: the message has no origin, exfm did not write it
     "partition": pl.Int32,
     "offset": pl.Int64,
@@ -69,7 +70,8 @@ class LetterLog:
                 continue
             for message in messages_between(self._config, self._topic, partition, first, None):
                 place = (partition, message.offset(), message.timestamp()[1])
-                rows.append((*place, len(message.value() or b""), *origin(message)))
+                size = (len(message.value() or b""), is_cut(message))
+                rows.append((*place, *size, *origin(message)))
         letters = pl.DataFrame(rows, schema=SCHEMA, orient="row")
         return letters if since_ms is None else letters.filter(pl.col("at_ms") >= since_ms)
 
@@ -130,6 +132,11 @@ def origin(message: Message) -> Origin:
     if not (0 <= partition < 2**31 and 0 <= offset < 2**63 and 0 <= (index or 0) < 2**31):
         return None, None, None, None, None
     return topic, partition, offset, index, reason
+
+
+def is_cut(message: Message) -> bool:
+    """Whether a letter says that its event was larger."""
+    return "size" in dict(message.headers() or ())
 
 
 def distinct(letters: pl.DataFrame) -> pl.DataFrame:

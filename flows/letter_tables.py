@@ -8,7 +8,7 @@ import polars as pl
 from confluent_kafka import Message
 from rich.table import Table
 
-from flows.letter_log import distinct, origin
+from flows.letter_log import distinct, is_cut, origin
 from flows.wording import moment
 
 SHOWN_BYTES = 4096
@@ -80,6 +80,8 @@ def letter_text(message: Message) -> str:
         lines.append(f"  key        {readable(message.key() or b'')}")
     for name, value in message.headers() or ():
         lines.append(f"  {name:<10} {readable(value or b'')}")
+    if is_cut(message):
+        lines.append("  cut: these are the first bytes of an event of that size")
     return "\n".join([*lines, *payload_lines(message.value())])
 
 

@@ -43,7 +43,7 @@ REASONS = {1: "not_utf8", 2: "unknown_domain", 3: "empty", 4: "empty", 5: "unkno
 
 def index_of(*rows: tuple[int, str, int, int, int | None, str]) -> pl.DataFrame:
     """An index of letters: at_ms, topic, partition, offset, index, reason."""
-    letters = [(0, n, row[0], 1, *row[1:]) for n, row in enumerate(rows)]
+    letters = [(0, n, row[0], 1, False, *row[1:]) for n, row in enumerate(rows)]
     return pl.DataFrame(letters, schema=SCHEMA, orient="row")
 
 
@@ -256,6 +256,24 @@ def test_replay_sends_each_event_once_byte_for_byte(
     again = distinct(LetterLog(settings).index())
     assert again.height == len(REASONS) + len(sent)
     assert set(again["offset"].to_list()) == {*REASONS, *(m.offset() for m in sent)}
+
+
+@pytest.mark.kafka
+def test_part_of_an_event_is_not_sent(
+    rejected: tuple[Settings, RunFolder], producer: BatchProducer
+) -> None:
+    settings, folder = rejected
+    name = settings.topics.impressions.name
+    letter = {"reason": b"huge", "topic": name.encode(), "partition": b"1", "offset": b"77"}
+    producer.send(
+        settings.topics.dead_letters.name, b"[[[", headers={**letter, "size": b"9"}, reason="huge"
+    )
+    producer.flush()
+    assert "first bytes of an event" in exfm(folder, "show", "--reason=huge").output
+    done = exfm(folder, "replay", "--yes")
+    assert "1 of them hold only the first bytes" in done.output
+    assert "5 events sent and acknowledged" in done.output
+    assert b"[[[" not in [message.value() for message in events(settings, 0)]
 
 
 @pytest.mark.kafka
