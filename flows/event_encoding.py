@@ -1,4 +1,7 @@
-"""Impressions and labels as applications write them: JSON, one event a message, or Arrow IPC."""
+"""Impressions and labels as applications write them.
+
+JSON, Avro and Protobuf hold one event a message, Arrow IPC many.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 import pyarrow as pa
+
+from flows import wire_format
+from flows.avro_events import AvroWriter
+from flows.framed_events import KINDS, Framed
+from flows.protobuf_events import ProtobufWriter
+from flows.schema_registry import Registry, WriterSchema
+
+NAMESPACE = "exfm"
 
 
 def named_tasks(labels: pa.Table, tasks: Sequence[str]) -> pa.Table:
@@ -29,3 +40,44 @@ def arrow_events(table: pa.Table) -> bytes:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     return bytes(sink.getvalue())
+
+
+class FramedEvents:
+    """Avro or Protobuf messages of one topic, each behind the id of its registered schema."""
+
+    def __init__(
+        self, format: Framed, columns: pa.Schema, name: str, topic: str, registry: Registry
+    ) -> None:
+        """Register the schema of the columns, if it is new.
+
+        Args:
+            format: of the messages.
+            columns: of the events; those not nullable are required.
+            name: of one event, e.g. `Impression`.
+            topic: that they are written to.
+            registry: that shall know the schema.
+
+        Raises:
+            RegistryError: it does not answer, or refuses the schema.
+        """
+        full_name = f"{NAMESPACE}.{name}"
+        self._columns = columns
+        self._writer: AvroWriter | ProtobufWriter
+        if format == "avro":
+            self._writer, path = AvroWriter(columns, full_name), b""
+        else:
+            self._writer, path = ProtobufWriter(columns, full_name), wire_format.FIRST_MESSAGE
+        schema = WriterSchema(kind=KINDS[format], text=self._writer.text)
+        self._prefix = wire_format.prefix(registry.register(topic, full_name, schema)) + path
+
+    def write(self, table: pa.Table) -> list[bytes]:
+        """A message for each row.
+
+        Raises:
+            ValueError: a required column holds a null, or a list one that Protobuf cannot hold.
+        """
+        if not len(table):
+            return []
+        rows = self._writer.write(table.select(self._columns.names).cast(self._columns))
+        prefix = self._prefix
+        return [prefix + row for row in rows]

@@ -1,0 +1,94 @@
+"""Avro records of one writer's schema to columns, and columns to records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyruhvro
+
+from flows import avro_schema
+from flows.schema_resolution import check
+
+
+class AvroReader:
+    """Reads the records of one schema."""
+
+    def __init__(self, text: str, references: Sequence[str], columns: pa.Schema) -> None:
+        """Prepare for a writer's schema.
+
+        Args:
+            text: the schema.
+            references: schemas that it builds upon, each behind those it needs itself.
+            columns: that are read.
+
+        Raises:
+            UnusableSchema: its records cannot be read.
+            SchemaMismatch: it has not these columns.
+        """
+        self._schema = json.dumps(avro_schema.plain(text, references))
+        try:
+            writer = pa.schema(pyruhvro.avro_to_arrow_schema(self._schema))
+        except ValueError as error:
+            raise avro_schema.UnusableSchema(str(error)) from error
+        check(writer, columns)
+        self._texts = [f.name for f in columns if f.name in writer.names and _is_text(f.type)]
+
+    def read(self, records: Sequence[bytes]) -> pa.RecordBatch:
+        """A row for each record, in the writer's columns.
+
+        Raises:
+            ValueError: one of them is damaged, or not UTF-8, or goes on behind its end.
+        """
+        batch = pyruhvro.deserialize_array(list(records), self._schema)
+        for name in self._texts:
+            batch.column(name).validate(full=True)
+        self._refuse_trailing_bytes(batch, records)
+        return batch
+
+    def _refuse_trailing_bytes(self, batch: pa.RecordBatch, records: Sequence[bytes]) -> None:
+        """The decoder stops behind the last field, whatever follows.
+
+        Written anew, a record is as short as it can be: one that is as long has no more bytes. Any
+        other has, if it can be read without its last byte.
+        """
+        (again,) = pyruhvro.serialize_record_batch(batch, self._schema, 1)
+        shortest_N = pc.binary_length(again).to_numpy()
+        given_N = np.fromiter(map(len, records), dtype=np.int64, count=len(records))
+        for row in np.flatnonzero(given_N != shortest_N).tolist():
+            try:
+                pyruhvro.deserialize_array([records[row][:-1]], self._schema)
+            except ValueError:
+                continue
+            raise ValueError(f"record {row} goes on behind its end")
+
+
+class AvroWriter:
+    """Writes records of our own schema."""
+
+    def __init__(self, columns: pa.Schema, name: str) -> None:
+        """Write columns as records of a full name."""
+        self._wire = pa.schema([field.with_type(_wire_type(field.type)) for field in columns])
+        self.text = json.dumps(avro_schema.of_columns(self._wire, name))
+
+    def write(self, table: pa.Table) -> list[bytes]:
+        """A record for each row.
+
+        Args:
+            table: in the columns of the schema, none of the required ones holding a null.
+        """
+        (batch,) = table.cast(self._wire).combine_chunks().to_batches()
+        (records,) = pyruhvro.serialize_record_batch(batch, self.text, 1)
+        written: list[bytes] = records.to_pylist()
+        return written
+
+
+def _wire_type(kind: pa.DataType) -> pa.DataType:
+    return pa.int32() if pa.types.is_integer(kind) and kind.bit_width < 32 else kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or (pa.types.is_list(kind) and _is_text(kind.value_type))
