@@ -6,6 +6,7 @@ The handler is called inline, in the order of a connection's requests, so pipeli
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 64 * 2**20
 MAX_HEAD_BYTES = 64 * 2**10
 JSON = "application/json"
+HOP = ("connection", "upgrade", "http2-settings", "expect")
+"""Headers that have been dealt with when an upgrade is declined."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,9 +57,16 @@ class Connection(asyncio.Protocol):
         self._open = open_connections
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
+        self._stopping = False
+        self._num_begun = 0
         self._begin()
 
     def _begin(self) -> None:
+        """Expect a request."""
+        self._num_begun += 1
+        self._reading = False
+        self._in_head = True
+        self._fed_bytes = 0
         self._url = b""
         self._headers: dict[str, str] = {}
         self._head_bytes = 0
@@ -85,17 +95,28 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse; the parser calls the `on_` methods."""
+        num_begun = self._num_begun
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(400, "upgrades are not supported")
+            self._parse(data)
         except httptools.HttpParserError as error:
             self._refuse(400, f"not HTTP/1.1: {error}")
+        if self._num_begun == num_begun:
+            self._count_fed(len(data))
 
-    def close(self) -> None:
-        """Close once what was written has been sent."""
-        if self._transport:
+    def stop(self) -> None:
+        """Close behind the request that has begun, or at once; what was written is sent first."""
+        self._stopping = True
+        if self._transport and not self._reading:
             self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once; what was not sent is lost."""
+        if self._transport:
+            self._transport.abort()
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._reading = True
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""
@@ -109,6 +130,7 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Let a client that asks first go on."""
+        self._in_head = False
         if self._headers.get("expect", "").lower() == "100-continue" and self._transport:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -123,7 +145,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Handle the request and write the response."""
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None or transport.is_closing() or self._parser.should_upgrade():
             return
         request = Request(
             method=self._parser.get_method().decode("latin-1"),
@@ -131,7 +153,7 @@ class Connection(asyncio.Protocol):
             headers=self._headers,
             body=b"".join(self._body),
         )
-        keep_alive = self._parser.should_keep_alive()
+        keep_alive = self._parser.should_keep_alive() and not self._stopping
         self._begin()
         try:
             response = self._handler(request)
@@ -142,6 +164,37 @@ class Connection(asyncio.Protocol):
         if not keep_alive:
             transport.close()
 
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offered:
+                data = self._without_upgrade() + data[offered.args[0] :]
+
+    def _without_upgrade(self) -> bytes:
+        """The head read last, as if no upgrade had been offered: RFC 9110, section 7.8, allows it.
+
+        The parser takes the body behind an offer for another protocol, so it reads the head again.
+        """
+        method = self._parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(400, "CONNECT is not supported")
+            return b""
+        lines = [method + b" " + self._url + b" HTTP/1.1"]
+        lines += [f"{n}: {v}".encode("latin-1") for n, v in self._headers.items() if n not in HOP]
+        self._parser = httptools.HttpRequestParser(self)
+        self._begin()
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def _count_fed(self, num_bytes: int) -> None:
+        """Bound what the parser keeps of a request that goes on and on."""
+        self._fed_bytes += num_bytes
+        if self._in_head and self._fed_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, f"the head may have {MAX_HEAD_BYTES} bytes")
+        elif self._fed_bytes > MAX_HEAD_BYTES + MAX_BODY_BYTES:
+            self._refuse(413, f"a body may have {MAX_BODY_BYTES} bytes")
+
     def _count_head(self, num_bytes: int) -> None:
         self._head_bytes += num_bytes
         if self._head_bytes > MAX_HEAD_BYTES:
@@ -150,7 +203,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, status: int, message: str) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        body = f'{{"error": "{message}"}}'.encode()
+        body = json.dumps({"error": message}).encode()
         self._transport.write(render(Response(status=status, body=body), False, with_body=True))
         self._transport.close()
 

@@ -23,6 +23,8 @@ from onnx_export.store import SnapshotStore
 logger = logging.getLogger(__name__)
 
 STOP_POLL_S = 0.05
+DRAIN_S = 5.0
+"""Time that requests which have begun, and answers not yet sent, get at a stop."""
 
 
 def serve(
@@ -45,7 +47,7 @@ def serve(
         poll_s: how often the store is asked for a newer version.
         max_rows: candidates a request may hold.
         on_ready: called with the port once requests are answered; models may still be missing.
-        should_stop: asked every `STOP_POLL_S`; True closes all connections and returns.
+        should_stop: asked every `STOP_POLL_S`; True answers what has begun, closes and returns.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -76,9 +78,20 @@ async def _serve(
     finally:
         listener.close()
         refreshing.cancel()
-        for connection in list(connections):
-            connection.close()
+        await _drain(connections)
         await asyncio.gather(refreshing, return_exceptions=True)
+
+
+async def _drain(connections: set[Connection]) -> None:
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + DRAIN_S
+    for connection in list(connections):
+        connection.stop()
+    while connections and loop.time() < deadline_s:
+        await asyncio.sleep(STOP_POLL_S)
+    for connection in list(connections):
+        connection.abort()
+    await asyncio.sleep(0)
 
 
 async def _refresh_for_ever(live: LiveModels, poll_s: float) -> None:

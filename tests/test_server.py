@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.registry import REGISTRY
 
 from onnx_export.manifest import WEIGHTS
-from onnx_export.server import serve
+from onnx_export.server import STOP_POLL_S, serve
 from onnx_export.session import Scorer
 from tests.served import (
     IMPRESSIONS,
@@ -121,6 +121,67 @@ def test_transport_refuses_what_is_not_http(site: Site, client: httpx.Client) ->
     large = b"GET / HTTP/1.1\r\nx: " + b"a" * 100_000 + b"\r\n\r\n"
     assert exchange(site, large).startswith(b"HTTP/1.1 431")
     assert client.get(f"{site.url}/v2/health/live").status_code == 200
+
+
+def test_transport_refuses_a_header_that_never_ends(site: Site) -> None:
+    endless = b"GET / HTTP/1.1\r\nx: " + b"a" * 100_000
+    assert exchange(site, endless).startswith(b"HTTP/1.1 431")
+
+
+def test_transport_takes_a_large_body_with_the_next_head_behind_it(site: Site) -> None:
+    body = b" " * 2**20
+    head = b"POST /v2/models/ads/infer HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(body)
+    last = b"GET /v2/health/live HTTP/1.1\r\nconnection: close\r\n\r\n"
+    received = exchange(site, head + body + last)
+    assert received.count(b"HTTP/1.1 400") == 1
+    assert received.endswith(b'{"live": true}')
+
+
+def test_transport_stays_with_http_1_where_an_upgrade_is_offered(site: Site) -> None:
+    """As RFC 9110, section 7.8, allows; Java's client offers HTTP/2 with each request."""
+    offer = b"GET /v2/health/live HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+    body = json.dumps({"inputs": INPUTS}).encode()
+    scored = (
+        b"POST /v2/models/ads/infer HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n"
+        b"content-length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    last = b"GET /v2 HTTP/1.1\r\nconnection: close\r\n\r\n"
+    received = exchange(site, offer * 2 + scored + last)
+    assert received.count(b"HTTP/1.1 ") == received.count(b"HTTP/1.1 200 OK") == 4
+    assert b'"model_version": "1000"' in received
+
+
+def test_server_that_stops_sends_what_it_has_answered(empty_site: Site) -> None:
+    other = Site(empty_site.store, empty_site.graph, empty_site.publisher)
+    running = other.run()
+    ask = b"GET /metrics HTTP/1.1\r\n\r\n" * 600
+    with socket.create_connection(("127.0.0.1", other.port), timeout=20) as connection:
+        connection.sendall(ask)
+        received = connection.recv(1)  # all were answered, and wait in the server
+        other.stopped.set()
+        threading.Event().wait(10 * STOP_POLL_S)
+        while piece := connection.recv(2**20):
+            received += piece
+    running.result(timeout=20)
+    last = received[received.rindex(b"HTTP/1.1 200 OK") :]
+    head, _, body = last.partition(b"\r\n\r\n")
+    assert b"content-length: %d\r\n" % len(body) in head + b"\r\n"
+    assert received.count(b"HTTP/1.1 200 OK") == 600
+
+
+def test_server_that_stops_answers_a_request_that_has_begun(empty_site: Site) -> None:
+    other = Site(empty_site.store, empty_site.graph, empty_site.publisher)
+    running = other.run()
+    with socket.create_connection(("127.0.0.1", other.port), timeout=20) as connection:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n")
+        threading.Event().wait(2 * STOP_POLL_S)
+        other.stopped.set()
+        threading.Event().wait(4 * STOP_POLL_S)
+        connection.sendall(b"\r\n")
+        received = connection.recv(65536)
+    running.result(timeout=20)
+    assert received.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in received
 
 
 def test_transport_asks_for_the_body(site: Site) -> None:
