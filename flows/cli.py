@@ -26,6 +26,7 @@ from flows.run_setup import (
     load_settings,
     new_folder,
     parsed_speed,
+    reachable_settings,
     store_of,
 )
 
@@ -171,15 +172,15 @@ def simulate(
     seed: Seed = 0,
     speed: Speed = "1",
 ) -> None:
-    """Write the simulated market to the configured Kafka.
+    """Write the simulated market to the Kafka of the configuration, or of a run that is up.
 
-    Example: `EXFM_BOOTSTRAP=kafka:9092 exfm simulate --run market --seconds 600`
+    Example: `exfm simulate --run market --seconds 600`
     """
     from flows import feed
     from flows.config_file import seeded
 
     folder = folder_of(run or "default")
-    settings = seeded(load_settings(config or folder.config), seed)
+    settings = seeded(reachable_settings(config, folder), seed)
     events = feed.market(settings, seconds)
     feed.write_events(settings, folder, events, parsed_speed(speed))
 
@@ -201,7 +202,7 @@ def load(
 
     configure_logging()
     folder = folder_of(run or "default")
-    settings = load_settings(config or folder.config)
+    settings = reachable_settings(config, folder)
     with stopping_on_signals():
         drive(settings, folder, rate=rate, rows=rows, should_stop=stop_requested)
 
@@ -275,6 +276,7 @@ def exit_code(error: BaseException) -> int | None:
     from flows.kafka_client import BrokerUnreachable
     from flows.letter_replay import ReplayRefused
     from flows.producer import DeliveryError
+    from flows.schema_registry import RegistryError
     from flows.settings import SettingsError
     from flows.supervisor import ProcessFailed
     from onnx_export.manifest import SnapshotCorrupt
@@ -282,7 +284,8 @@ def exit_code(error: BaseException) -> int | None:
     if isinstance(error, SettingsError):
         return MISCONFIGURED
     expected: tuple[type[BaseException], ...] = (BrokerError, BrokerUnreachable, DeliveryError)
-    expected += (JarError, ProcessFailed, RecoveryUnreadable, ReplayRefused, SnapshotCorrupt)
+    expected += (JarError, ProcessFailed, RecoveryUnreadable, RegistryError, ReplayRefused)
+    expected += (SnapshotCorrupt,)
     return FAILED if isinstance(error, expected) else None
 
 
