@@ -139,9 +139,10 @@ class EventPartition(InputPartition):
 
     def _silence(self) -> list[Item]:
         """Say once that the partition is idle, where the wall clock may decide that."""
-        if self._idle_s is None or self._idle or not self._reader.caught_up():
+        if self._idle_s is None or self._idle or time.monotonic() - self._heard_s < self._idle_s:
             return []
-        if time.monotonic() - self._heard_s < self._idle_s:
+        if not self._reader.caught_up():
+            self._heard_s = time.monotonic()  # the broker is asked once in a while only
             return []
         self._idle = True
         return self._to_all("idle")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from flows.kafka_client import MAX_MESSAGE_BYTES
 from flows.producer import BatchProducer
+
+MAX_LETTER_BYTES = MAX_MESSAGE_BYTES // 2
+"""More is cut off: a letter that no topic takes would stop the flow for ever."""
 
 
 class DeadLetters:
@@ -26,8 +30,9 @@ class DeadLetters:
         """Send one letter; a crash may repeat it.
 
         Args:
-            rejected: the bytes as they were read; for a row of an Arrow message, an Arrow IPC
-                stream of that row.
+            rejected: the bytes as they were read, the first few MB if they are many (header
+                `size` then says how many); for a row of an Arrow message, an Arrow IPC stream of
+                that row.
             topic: where they were read.
             partition: where they were read.
             offset: where they were read.
@@ -43,6 +48,9 @@ class DeadLetters:
         }
         if index is not None:
             headers["index"] = b"%d" % index
+        if rejected is not None and len(rejected) > MAX_LETTER_BYTES:
+            headers["size"] = b"%d" % len(rejected)
+            rejected = rejected[:MAX_LETTER_BYTES]
         self._producer.send(self._topic, rejected, key=key, headers=headers, reason=reason)
 
     def flush(self) -> None:

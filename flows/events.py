@@ -64,13 +64,16 @@ class EventReader:
 
         Raises:
             BrokerUnreachable: no broker answers.
+            SettingsError: the Schema Registry cannot be used as configured.
             RuntimeError: the offset of `state` is no longer retained.
         """
         self._topic: EventTopic = getattr(settings.topics, which)
         self._partition = partition
         self._dead_letters = dead_letters
         self._rules = rules_of(settings, which)
-        self._decoder = EventDecoder(self._rules.schema, self._topic.format, self._rules.faults)
+        self._decoder = EventDecoder(
+            self._rules.schema, self._topic.format, self._rules.faults, settings.schema_registry
+        )
         offset, running_max_ms = state or (None, BEGIN_MS)
         self._lateness = Lateness(self._topic.lateness_ms, running_max_ms)
         self._max_messages = settings.das.max_batch
@@ -112,8 +115,8 @@ class EventReader:
         return self._position, self._lateness.running_max_ms
 
     def caught_up(self) -> bool:
-        """Whether the partition was read to its end, as last heard of."""
-        return self._ended or self._consumer is None or self._consumer.at_end()
+        """Whether the partition was read to its end, by what the broker says now."""
+        return self._ended or self._consumer is None or self._consumer.at_end_now()
 
     def flush(self) -> None:
         """Wait until the dead letters are acknowledged; before a checkpoint.

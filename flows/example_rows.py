@@ -9,13 +9,15 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.records import ExampleHeader, encode, example_schema, impression_columns
+from flows.records import (
+    ExampleHeader,
+    encode,
+    example_schema,
+    impression_columns,
+    rows_a_message,
+)
 from flows.settings import Settings
 from monitoring.metrics import DAS_CLOSED, DAS_COVERED, DAS_POSITIVES
-
-MAX_MESSAGE_ROWS = 8192
-MAX_MESSAGE_BYTES = 700_000
-"""Before compression; brokers refuse more than 1 MB unless told otherwise."""
 
 Message = tuple[bytes, int]
 """Content and number of rows."""
@@ -95,9 +97,7 @@ def count_domains(table: pa.Table) -> None:
 
 def messages(rows: pa.Table, shard: int, total: int, through_ms: int) -> list[Message]:
     """Messages of rows that end at number `total`, the last with the mark behind its rows."""
-    step = MAX_MESSAGE_ROWS
-    if rows.nbytes > MAX_MESSAGE_BYTES:
-        step = max(1, min(step, rows.num_rows * MAX_MESSAGE_BYTES // rows.nbytes))
+    step = rows_a_message(rows)
     first = total - rows.num_rows
     starts = range(0, max(1, rows.num_rows), step)
     out = []

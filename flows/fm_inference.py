@@ -19,7 +19,14 @@ import pyarrow as pa
 from bytewax.dataflow import Dataflow
 
 from flows.impression_source import Due, ImpressionSource
-from flows.records import BEGIN_MS, PredictionHeader, encode, prediction_schema, shard_of
+from flows.records import (
+    BEGIN_MS,
+    PredictionHeader,
+    encode,
+    prediction_schema,
+    rows_a_message,
+    shard_of,
+)
 from flows.run_folder import RunFolder
 from flows.runner import Placement, run_flow
 from flows.settings import Settings, load
@@ -28,9 +35,6 @@ from flows.teacher import Integers, Scorers, require_scored, store_path
 from monitoring.metrics import FM_BATCH, FM_SCORED, FM_VERSION_AGE
 from onnx_export.session import Logits
 from onnx_export.store import SnapshotStore
-
-MAX_ROWS = 8192
-"""Rows a message, so that it stays below 1 MB, the usual limit of a broker."""
 
 Message = tuple[str, tuple[bytes | None, bytes, int]]
 
@@ -107,9 +111,10 @@ class Predictor:
 
 def encoded(rows: pa.Table, partition: int, progress_ms: int) -> Iterable[tuple[bytes, int]]:
     """Messages of rows, the last of which carries the progress behind them."""
-    for start in range(0, max(1, rows.num_rows), MAX_ROWS):
-        part = rows.slice(start, MAX_ROWS)
-        last = start + MAX_ROWS >= rows.num_rows
+    step = rows_a_message(rows)
+    for start in range(0, max(1, rows.num_rows), step):
+        part = rows.slice(start, step)
+        last = start + step >= rows.num_rows
         header = PredictionHeader(
             partition=partition, progress_ms=progress_ms if last else BEGIN_MS
         )

@@ -24,6 +24,9 @@ BEGIN_MS = -(1 << 60)
 END_HEADER = "exfm-end"
 """Header of the valueless message behind which a finite log has nothing more."""
 HEADER = b"exfm"
+MAX_MESSAGE_ROWS = 8192
+MAX_MESSAGE_BYTES = 700_000
+"""Before compression; brokers refuse more than 1 MB unless told otherwise."""
 
 ADDRESS = [
     pa.field("partition", pa.int32()),
@@ -124,6 +127,14 @@ def encode(table: pa.Table, header: PredictionHeader | ExampleHeader) -> bytes:
         for batch in table.combine_chunks().to_batches():
             writer.write_batch(batch)
     return bytes(sink.getvalue())
+
+
+def rows_a_message(table: pa.Table) -> int:
+    """How many rows of a table make one message."""
+    if table.nbytes <= MAX_MESSAGE_BYTES:
+        return MAX_MESSAGE_ROWS
+    row_bytes = int(table.nbytes) / int(table.num_rows)
+    return max(1, min(MAX_MESSAGE_ROWS, int(MAX_MESSAGE_BYTES / row_bytes)))
 
 
 def decode(message: bytes) -> tuple[pa.Table, dict[str, Any]]:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from confluent_kafka import Message
 
+from flows.broker import EmbeddedKafka
 from flows.consumer import PartitionConsumer
+from flows.das_sources import EventPartition
 from flows.dead_letters import DeadLetters
 from flows.event_rules import impression_rules
 from flows.events import EventBatch, EventReader
-from flows.kafka_client import client_config
+from flows.kafka_client import client_config, ensure_topics
 from flows.producer import BatchProducer
+from flows.read_ahead import ReadAhead
 from flows.records import BEGIN_MS, END_HEADER, END_MS, impression_schema
 from flows.settings import Settings
 from monitoring.metrics import DEAD_LETTERS, REJECTED, SOURCE_EVENTS, SOURCE_LAG
@@ -145,6 +150,17 @@ def test_what_is_set_aside_is_counted_and_kept_byte_for_byte(
     assert SOURCE_LAG.labels(name, "1")._value.get() == 0
 
 
+def test_letter_that_no_topic_takes_is_cut(
+    kafka_settings: Settings, producer: BatchProducer
+) -> None:
+    letters = DeadLetters(producer, kafka_settings.topics.dead_letters.name)
+    letters.put(bytes(16 * 2**20), "impressions", 0, 7, "not_json")
+    letters.flush()
+    (letter,) = dead_letters(kafka_settings, 1)
+    assert letter.value() == bytes(8 * 2**20)
+    assert dict(letter.headers() or ())["size"] == b"16777216"
+
+
 def test_late_row_of_an_arrow_message_is_set_aside_alone(
     kafka_settings: Settings, producer: BatchProducer
 ) -> None:
@@ -177,6 +193,28 @@ def test_reader_of_an_empty_partition_is_caught_up(kafka_settings: Settings) -> 
     reader = EventReader(kafka_settings, "labels", 0, None, None)
     assert (reader.read(), reader.caught_up(), reader.state()) == (None, True, (0, BEGIN_MS))
     reader.close()
+
+
+def test_partition_is_not_idle_while_its_broker_is_away(
+    tiny_settings: Settings, tmp_path: Path
+) -> None:
+    raw = tiny_settings.model_dump()
+    raw["teacher"]["version"], raw["das"]["idle_s"] = "newest", 0.3
+    with EmbeddedKafka(tmp_path / "kafka") as broker:
+        settings = Settings.model_validate({**raw, "kafka": {"bootstrap": broker.bootstrap}})
+        ensure_topics(settings)
+        reader = EventReader(settings, "labels", 0, None, None)
+        ahead = ReadAhead(settings)
+        source = EventPartition(settings, "labels", 0, reader, ahead, ended=False)
+        source.next_batch()
+        broker.kill()
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            assert source.next_batch() == []
+        broker.start()
+        items = next(items for items in iter(source.next_batch, object()) if items)
+        assert items == [(str(s), ("idle", s, ("labels", 0))) for s in (0, 1)]
+        source.close()
 
 
 def test_labels_carry_position_of_their_task_and_address(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 import uuid
 from collections.abc import Callable
@@ -274,6 +275,20 @@ def test_predictor_reports_progress_without_rows(
     assert [(p, decode(value)[1], num) for p, (_, value, num) in messages] == [
         (p, {"partition": 0, "progress_ms": 5}, 0) for p in ("0", "1")
     ]
+
+
+def test_predictions_of_long_ids_stay_below_the_limit_of_a_broker(
+    tiny_settings: Settings, store: SnapshotStore
+) -> None:
+    rows = table(tiny_settings, [0] * 4000)
+    long = pa.array([f"{n}-{random.Random(n).randbytes(500).hex()}" for n in range(rows.num_rows)])
+    rows = rows.set_column(0, rows.schema.field(0), long)
+    due = Due(partition=0, table=rows, features=rows, versions=None, progress_ms=5)
+    messages = Predictor(tiny_settings, store).messages(due)
+    assert max(len(value) for _, (_, value, _) in messages) < 2**20
+    headers = [decode(value)[1]["progress_ms"] for part, (_, value, _) in messages if part == "0"]
+    assert headers == [*[BEGIN_MS] * (len(headers) - 1), 5]
+    assert sum(num for _, (_, _, num) in messages) == 4000
 
 
 def test_control_scores_the_previous_row_of_the_domain_wherever_batches_end(
