@@ -25,7 +25,7 @@ from flows.das_sources import EventSource, Item, PredictionSource
 from flows.das_state import claim, recovery_folder, shards_folder
 from flows.dead_letters import DeadLetters
 from flows.example_rows import Message
-from flows.kafka_client import client_config
+from flows.kafka_client import producer_config
 from flows.producer import BatchProducer
 from flows.read_ahead import ReadAhead
 from flows.records import END_MS, floor_ms
@@ -138,7 +138,7 @@ def kafka_flow(settings: Settings, state: Path) -> Dataflow:
         BrokerUnreachable: no broker answers.
     """
     claim(state, settings)
-    producer = BatchProducer(client_config(settings.kafka))
+    producer = BatchProducer(producer_config(settings.kafka))
     letters = DeadLetters(producer, settings.topics.dead_letters.name)
     ahead = ReadAhead(settings)
     inputs: list[Source[Item]] = [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,11 @@ from confluent_kafka import Message
 
 from flows import arrow_events, json_events
 from flows.event_rules import Faults, Mask, missing
+from flows.framed_events import FramedParser
 from flows.records import ADDRESS
+from flows.registry_settings import SchemaRegistry
+from flows.schema_registry import connect
+from flows.settings import Format
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,27 +51,37 @@ class Decoded:
 class EventDecoder:
     """Decodes the messages of one topic."""
 
-    def __init__(self, schema: pa.Schema, format: Literal["json", "arrow"], faults: Faults) -> None:
+    def __init__(
+        self,
+        schema: pa.Schema,
+        format: Format,
+        faults: Faults,
+        registry: SchemaRegistry = SchemaRegistry(),  # noqa: B008, a frozen value
+    ) -> None:
         """Decode events of a form.
 
         Args:
             schema: columns as applications write them; those not nullable are required.
-            format: json: one event a message; arrow: an IPC stream of events.
+            format: arrow: an IPC stream of events a message; others: one event a message.
             faults: further rules.
+            registry: that knows the schemas, if the format has any.
+
+        Raises:
+            SettingsError: the registry cannot be used as configured.
         """
         self._schema = schema
         self._decoded = pa.schema([*schema, *ADDRESS])
         self._required = [field.name for field in schema if not field.nullable]
-        self._format = format
+        self._parse = None if format == "arrow" else parser(schema, format, registry)
         self._faults = faults
 
     def decode(self, messages: Sequence[Message]) -> Decoded:
         """Rows and rejected events of messages; whether an event is good depends on it alone."""
         rejected: list[Rejected] = []
-        if self._format == "json":
-            columns, origin_N, index_N = self._read_json(messages, rejected)
+        if self._parse is None:
+            columns, origin_N, index_N = self._read_many(messages, rejected)
         else:
-            columns, origin_N, index_N = self._read_arrow(messages, rejected)
+            columns, origin_N, index_N = self._read_one_each(self._parse, messages, rejected)
         found = self._addressed(columns, messages, origin_N, index_N)
         everything = Decoded(table=found, rejected=rejected, messages=messages, origin_N=origin_N)
         good_N = np.ones(found.num_rows, dtype=np.bool_)
@@ -87,7 +102,7 @@ class EventDecoder:
         rejected = []
         for row in np.flatnonzero(bad_N).tolist():
             message = decoded.messages[int(decoded.origin_N[row])]
-            if self._format == "json":
+            if self._parse is not None:
                 index, value = None, message.value()
             else:
                 index = decoded.table["index"][row].as_py()
@@ -108,9 +123,11 @@ class EventDecoder:
             spread.append((reason, bad_N))
         return [*absent, *spread]
 
-    def _read_json(self, messages: Sequence[Message], rejected: list[Rejected]) -> _Read:
+    def _read_one_each(
+        self, parse: Parse, messages: Sequence[Message], rejected: list[Rejected]
+    ) -> _Read:
         values = [message.value() for message in messages]
-        columns, bad = json_events.parse(values, self._schema)
+        columns, bad = parse(values)
         for position, reason in bad.items():
             rejected.append(_whole(messages[position], reason))
         good_N = np.ones(len(values), dtype=np.bool_)
@@ -118,7 +135,7 @@ class EventDecoder:
         origin_N = np.flatnonzero(good_N)
         return columns, origin_N, np.zeros(len(origin_N), dtype=np.int32)
 
-    def _read_arrow(self, messages: Sequence[Message], rejected: list[Rejected]) -> _Read:
+    def _read_many(self, messages: Sequence[Message], rejected: list[Rejected]) -> _Read:
         tables = [arrow_events.nullable(self._schema).empty_table()]
         origin = [0]
         for position, message in enumerate(messages):
@@ -146,8 +163,26 @@ class EventDecoder:
         return columns
 
 
+Parse = Callable[[Sequence[bytes | None]], tuple[pa.Table, dict[int, str]]]
+"""Messages of one event each: columns of the good ones, reasons of the others by position."""
 _Read = tuple[pa.Table, np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int32]]]
 
 
 def _whole(message: Message, reason: str) -> Rejected:
     return Rejected(reason=reason, message=message, index=None, value=message.value())
+
+
+def parser(schema: pa.Schema, format: Format, registry: SchemaRegistry) -> Parse:
+    """Reads messages of a format that holds one event each.
+
+    Args:
+        schema: columns as applications write them.
+        format: any but arrow.
+        registry: that knows the schemas of avro and protobuf.
+
+    Raises:
+        SettingsError: the registry cannot be used as configured.
+    """
+    if format == "avro" or format == "protobuf":
+        return FramedParser(format, schema, connect(registry)).parse
+    return partial(json_events.parse, schema=schema)

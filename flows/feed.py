@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from flows.kafka_client import client_config, ensure_topics
+from flows.kafka_client import ensure_topics, producer_config
 from flows.process import announced, configure_logging
 from flows.producer import BatchProducer
 from flows.records import floor_ms
@@ -95,7 +95,7 @@ def write_events(
         written = replay(
             settings,
             events,
-            BatchProducer(client_config(settings.kafka)),
+            BatchProducer(producer_config(settings.kafka)),
             speed=speed,
             on_progress=show,
             should_stop=stop_requested,

@@ -73,6 +73,15 @@ def client_config(kafka: Kafka) -> dict[str, Any]:
     }
 
 
+def producer_config(kafka: Kafka) -> dict[str, Any]:
+    """Configuration of a producer.
+
+    Raises:
+        SettingsError: no bootstrap address is known.
+    """
+    return {"compression.type": kafka.compression, **client_config(kafka)}
+
+
 def ensure_topics(settings: Settings, wait_s: float = WAIT_S) -> None:
     """Create missing topics, check those that exist, and wait until each partition has a leader.
 

@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient
 
 from flows.consumer import PartitionConsumer
 from flows.events import is_end
-from flows.kafka_client import WAIT_S, client_config, cluster
+from flows.kafka_client import WAIT_S, client_config, cluster, producer_config
 from flows.letter_log import LetterLog, messages_between, origin
 from flows.producer import BatchProducer
 from flows.settings import Settings
@@ -60,7 +60,7 @@ def replay(
     Raises:
         DeliveryError: one was not acknowledged.
     """
-    producer, num = BatchProducer(client_config(settings.kafka)), 0
+    producer, num = BatchProducer(producer_config(settings.kafka)), 0
     for message in log.messages(letters):
         topic, partition, *_ = origin(message)
         assert topic is not None

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flows import arrow_events, json_events
+from flows import arrow_events
 from flows.consumer import PartitionConsumer
+from flows.decoding import parser
 from flows.kafka_client import client_config
 from flows.process import SERVE
 from flows.records import impression_columns
@@ -76,7 +77,11 @@ class Impressions:
     def __init__(self, settings: Settings) -> None:
         topic = settings.topics.impressions
         self._schema = pa.schema(impression_columns(settings))
-        self._format = topic.format
+        self._parse = (
+            None
+            if topic.format == "arrow"
+            else parser(self._schema, topic.format, settings.schema_registry)
+        )
         config = client_config(settings.kafka)
         self._consumers = [
             PartitionConsumer(config, topic.name, partition, None)
@@ -109,8 +114,8 @@ class Impressions:
             consumer.close()
 
     def _decoded(self, values: list[bytes]) -> pa.Table:
-        if self._format == "json":
-            return json_events.parse(values, self._schema)[0]
+        if self._parse is not None:
+            return self._parse(values)[0]
         tables = []
         for value in values:
             try:

@@ -72,17 +72,22 @@ class NoiseSource:
         repeated = table.take(pa.array(np.repeat(np.arange(len(table)), repeats)))
         return pa.concat_tables([repeated, orphans]).combine_chunks()
 
-    def malformed(self, events: list[bytes]) -> list[Malformed]:
+    def malformed(self, events: list[bytes], is_json: bool = True) -> list[Malformed]:
         """Broken messages to mix in, all kinds in turn, ascending by row."""
         if not events or not self._noise.malformed:
             return []
         rows = np.flatnonzero(self._malformed_rng.random(len(events)) < self._noise.malformed)
+        kinds = list(KINDS if is_json else FRAMED_KINDS)
         made = []
         for row in rows.tolist():
-            kind = list(KINDS)[self._num_malformed % len(KINDS)]
-            event = json.loads(events[row])
-            event["impression_id"] = f"malformed-{self._num_malformed}"
-            made.append(Malformed(kind=kind, row=row, value=KINDS[kind](event)))
+            kind = kinds[self._num_malformed % len(kinds)]
+            if is_json:
+                event = json.loads(events[row])
+                event["impression_id"] = f"malformed-{self._num_malformed}"
+                value = KINDS[kind](event)
+            else:
+                value = FRAMED_KINDS[kind](events[row])
+            made.append(Malformed(kind=kind, row=row, value=value))
             self._num_malformed += 1
             self.added[f"malformed_{kind}"] += 1
         return made
@@ -119,4 +124,11 @@ KINDS: dict[str, Callable[[Event], bytes]] = {
     "unknown_name": lambda event: written(of_unknown_name(event)),
     "two_events": lambda event: written(event) + b"\n" + written(event),
 }
-"""Ways to break an event, by name."""
+"""Ways to break a JSON event, by name."""
+FRAMED_KINDS: dict[str, Callable[[bytes], bytes]] = {
+    "not_framed": lambda message: b"\1" + message[1:],
+    "unknown_schema": lambda message: message[:1] + b"\xff" * 4 + message[5:],
+    "without_body": lambda message: message[:5],
+    "truncated": lambda message: message[:-1],
+}
+"""Ways to break an Avro or Protobuf message."""

@@ -40,7 +40,7 @@ class BatchProducer:
         """Connect in the background; a broker that is away is waited for.
 
         Args:
-            config: of `client_config`.
+            config: of `producer_config`.
         """
         self._producer = Producer({**config, **OPTIONS}, logger=logger, error_cb=_on_error)
         self._failed = 0

@@ -14,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.event_encoding import arrow_events, json_events, named_tasks
+from flows.event_encoding import FramedEvents, arrow_events, json_events, named_tasks
+from flows.event_rules import impression_rules, label_rules
 from flows.noise import WRITTEN, Malformed, NoiseSource
 from flows.producer import BatchProducer
 from flows.records import END_HEADER, LABELS, shard_of
+from flows.schema_registry import connect
 from flows.settings import EventTopic, Settings
 
 IDLE_S = 0.02
@@ -126,6 +128,7 @@ class EventWriter:
         self._producer = producer
         self._noise = noise
         self._progress = progress
+        self._framed = framed_events(settings)
 
     def impressions(self, table: pa.Table) -> None:
         """Write impressions in the order given."""
@@ -152,14 +155,15 @@ class EventWriter:
             return
         if topic.format == "arrow":
             self._write_arrow(topic, table)
+        elif topic.format == "json":
+            self._write_one_each(topic, table, json_events(table))
         else:
-            self._write_json(topic, table)
+            self._write_one_each(topic, table, self._framed[topic.name].write(table))
 
-    def _write_json(self, topic: EventTopic, table: pa.Table) -> None:
-        events = json_events(table)
+    def _write_one_each(self, topic: EventTopic, table: pa.Table, events: list[bytes]) -> None:
         keys = table["impression_id"].to_pylist()
         send, name = self._producer.send, topic.name
-        broken = iter(self._noise.malformed(events))
+        broken = iter(self._noise.malformed(events, topic.format == "json"))
         upcoming = next(broken, None)
         for row, (key, event) in enumerate(zip(keys, events, strict=True)):
             if upcoming is not None and upcoming.row == row:
@@ -179,6 +183,29 @@ class EventWriter:
                 self._producer.send(
                     topic.name, arrow_events(rows), partition=number, rows=len(rows)
                 )
+
+
+def framed_events(settings: Settings) -> dict[str, FramedEvents]:
+    """Writers of the topics whose events need a registered schema, by topic.
+
+    Raises:
+        RegistryError: the registry does not answer, or refuses a schema.
+    """
+    topics = settings.topics
+    found = {}
+    for topic, name, rules in (
+        (topics.impressions, "Impression", impression_rules),
+        (topics.labels, "Label", label_rules),
+    ):
+        if topic.format == "avro" or topic.format == "protobuf":
+            found[topic.name] = FramedEvents(
+                topic.format,
+                rules(settings).schema,
+                name,
+                topic.name,
+                connect(settings.schema_registry),
+            )
+    return found
 
 
 def sliced(impressions: pa.Table, labels: pa.Table, step_ms: int) -> Iterator[Slice]:

@@ -6,6 +6,9 @@ Environment variables override addresses and carry secrets:
     EXFM_RUN         the run's folder
     EXFM_BOOTSTRAP   `bootstrap.servers`, in place of `kafka.bootstrap`
     EXFM_SERVING     `host:port` to serve on, in place of `serving.host` and `serving.port`
+    EXFM_SCHEMA_REGISTRY                in place of `schema_registry.url`
+    EXFM_SCHEMA_REGISTRY_LOGIN          `user:password`
+    EXFM_SCHEMA_REGISTRY_KEY_PASSWORD   of the client certificate's key
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from flows.event_settings import Market, Noise
+from flows.registry_settings import SchemaRegistry
 from models.schema import Distillation, Encoding, Feature, Learning, Name, Network, Value, named
 
 if sys.version_info >= (3, 11):
@@ -24,6 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+Format = Literal["json", "arrow", "avro", "protobuf"]
 Seconds = Annotated[float, Field(gt=0)]
 RESERVED = frozenset({"impression_id", "domain", "ts_ms", "partition", "offset", "index"})
 
@@ -39,6 +44,8 @@ class Kafka(Value):
     """Empty: the project starts an Apache Kafka of its own in the run's folder."""
     client: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Passed to librdkafka as it stands, e.g. `"security.protocol" = "SASL_SSL"`."""
+    compression: Literal["lz4", "zstd", "none"] = "lz4"
+    """Of everything that the project writes, by the producer."""
 
 
 class Topic(Value):
@@ -51,8 +58,9 @@ class Topic(Value):
 class EventTopic(Topic):
     """A topic that applications write to."""
 
-    format: Literal["json", "arrow"] = "json"
-    """json: one event a message; arrow: an IPC stream of many events a message."""
+    format: Format = "json"
+    """arrow: an IPC stream of many events a message; others: one event a message. avro, protobuf:
+    of a schema that the Schema Registry knows."""
     lateness_s: Annotated[float, Field(ge=0)] = 0.0
     """An event older than its partition's running maximum minus this is late."""
 
@@ -210,6 +218,7 @@ class Settings(Value):
     students: Annotated[tuple[Student, ...], Field(min_length=1)]
     teacher: Teacher = Teacher()
     kafka: Kafka = Kafka()
+    schema_registry: SchemaRegistry = SchemaRegistry()
     topics: Topics = Topics()
     das: Das = Das()
     store: Store = Store()
@@ -258,6 +267,14 @@ class Settings(Value):
                 f"teacher.lag_s = {self.teacher.lag_s:g} must be at least "
                 f"topics.impressions.lateness_s = {self.topics.impressions.lateness_s:g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _registry_is_known(self) -> Settings:
+        for name in ("impressions", "labels"):
+            form = getattr(self.topics, name).format
+            if form in ("avro", "protobuf") and not self.schema_registry.url:
+                raise ValueError(f"topics.{name}.format = {form!r} needs schema_registry.url")
         return self
 
     @property
@@ -315,7 +332,8 @@ def load(path: Path, environ: dict[str, str] | None = None) -> Settings:
 
     Args:
         path: the file.
-        environ: environment whose EXFM_BOOTSTRAP and EXFM_SERVING override the file's addresses.
+        environ: environment whose EXFM_BOOTSTRAP, EXFM_SERVING and EXFM_SCHEMA_REGISTRY override
+            the file's addresses.
 
     Raises:
         SettingsError: the file is missing, not TOML, or breaks a rule.
@@ -338,6 +356,7 @@ def with_addresses(raw: dict[str, Any], environ: dict[str, str]) -> dict[str, An
     addresses: dict[str, dict[str, str]] = {
         "kafka": {"bootstrap": environ.get("EXFM_BOOTSTRAP", "")},
         "serving": {"host": host, "port": port},
+        "schema_registry": {"url": environ.get("EXFM_SCHEMA_REGISTRY", "")},
     }
     for table, values in addresses.items():
         given = {key: value for key, value in values.items() if value}

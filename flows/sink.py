@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from flows.kafka_client import client_config
+from flows.kafka_client import producer_config
 from flows.producer import BatchProducer
 from flows.settings import Settings, Topic
 
@@ -17,7 +17,7 @@ class TopicSink(FixedPartitionedSink[Outgoing, None]):
 
     def __init__(self, settings: Settings, topic: Topic) -> None:
         """Write to `topic`, which must exist."""
-        self._config = client_config(settings.kafka)
+        self._config = producer_config(settings.kafka)
         self._topic = topic
         self._parts = sorted(str(p) for p in range(topic.partitions))
         self._rank = {part: rank for rank, part in enumerate(self._parts)}

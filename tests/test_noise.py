@@ -9,12 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flows.event_encoding import json_events, named_tasks
+from flows.event_encoding import FramedEvents, json_events, named_tasks
 from flows.event_rules import EventRules, impression_rules, label_rules
 from flows.event_settings import Noise
+from flows.framed_events import Framed, FramedParser
 from flows.json_events import parse
 from flows.market import Market
-from flows.noise import KINDS, WRITTEN, NoiseSource
+from flows.noise import FRAMED_KINDS, KINDS, WRITTEN, NoiseSource
+from flows.registry_settings import SchemaRegistry
+from flows.schema_registry import connect
 from flows.settings import Settings, load
 
 CONFIG = Path(__file__).parents[1] / "configs" / "market.toml"
@@ -99,6 +102,20 @@ def test_malformed_events_are_refused_by_the_decoder(
     event = json_events(table.slice(0, 1))[0]
     assert refused(event, rules) == []
     assert refused(KINDS[kind](json.loads(event)), rules)
+
+
+@pytest.mark.parametrize("kind", list(FRAMED_KINDS))
+@pytest.mark.parametrize("form", ["avro", "protobuf"])
+def test_malformed_messages_of_a_schema_are_refused_by_the_decoder(
+    settings: Settings, events: tuple[pa.Table, pa.Table], form: Framed, kind: str
+) -> None:
+    registry = connect(SchemaRegistry(url="mock://noise"))
+    columns = impression_rules(settings).schema
+    good = FramedEvents(form, columns, "Impression", "t", registry).write(events[0].slice(0, 1))
+    source = NoiseSource(Noise(malformed=1.0))
+    broken = {m.kind: m.value for m in source.malformed(good * len(FRAMED_KINDS), is_json=False)}
+    table, bad = FramedParser(form, columns, registry).parse([*good, broken[kind]])
+    assert (len(table), list(bad)) == (1, [1])
 
 
 def refused(event: bytes, rules: EventRules) -> list[str]:

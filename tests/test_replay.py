@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import polars as pl
 import pyarrow as pa
@@ -22,8 +22,9 @@ from flows.kafka_client import client_config, ensure_topics
 from flows.market import Market
 from flows.producer import BatchProducer
 from flows.records import END_MS
+from flows.registry_settings import SchemaRegistry
 from flows.replay import Clock, Progress, replay, sliced
-from flows.settings import Kafka, Settings, load
+from flows.settings import Format, Kafka, Settings, load
 
 CONFIG = Path(__file__).parents[1] / "configs" / "market.toml"
 START_MS = 1_700_000_000_000
@@ -37,14 +38,20 @@ NOISE = Noise(
 )
 
 
-def settings_of(kafka: str, noise: Noise, format: Literal["json", "arrow"] = "json") -> Settings:
+def settings_of(kafka: str, noise: Noise, format: Format = "json") -> Settings:
     settings = load(CONFIG)
     run = uuid.uuid4().hex[:8]
     names = {k: t.model_copy(update={"name": f"{t.name}_{run}"}) for k, t in settings.topics}
     for key in ("impressions", "labels"):
         names[key] = names[key].model_copy(update={"format": format})
     topics = settings.topics.model_copy(update=names)
-    changed = {"kafka": Kafka(bootstrap=kafka), "topics": topics, "noise": noise}
+    registry = SchemaRegistry(url=f"mock://{run}")
+    changed = {
+        "kafka": Kafka(bootstrap=kafka),
+        "schema_registry": registry,
+        "topics": topics,
+        "noise": noise,
+    }
     return settings.model_copy(update=changed)
 
 
@@ -94,8 +101,8 @@ def frame(tables: Iterator[pa.Table]) -> pl.DataFrame:
 
 
 @pytest.mark.kafka
-@pytest.mark.parametrize("format", ["json", "arrow"])
-def test_replay_writes_every_event_in_order(kafka: str, format: Literal["json", "arrow"]) -> None:
+@pytest.mark.parametrize("format", get_args(Format))
+def test_replay_writes_every_event_in_order(kafka: str, format: Format) -> None:
     settings = settings_of(kafka, Noise(), format)
     impressions, labels = Market(settings).slice(START_MS, START_MS + 3000)
     progress = write(settings, impressions, labels)
@@ -112,8 +119,11 @@ def test_replay_writes_every_event_in_order(kafka: str, format: Literal["json", 
 
 
 @pytest.mark.kafka
-def test_replay_sets_aside_what_is_malformed_or_late_and_nothing_else(kafka: str) -> None:
-    settings = settings_of(kafka, NOISE)
+@pytest.mark.parametrize("format", ["json", "avro", "protobuf"])
+def test_replay_sets_aside_what_is_malformed_or_late_and_nothing_else(
+    kafka: str, format: Format
+) -> None:
+    settings = settings_of(kafka, NOISE, format)
     impressions, labels = Market(settings).slice(START_MS, START_MS + 10_000)
     progress = write(settings, impressions, labels)
     shown, known = frame(batches(settings, "impressions")), frame(batches(settings, "labels"))

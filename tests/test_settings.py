@@ -5,18 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from flows.settings import SettingsError, load
+from flows.settings import Settings, SettingsError, load
 
 MARKET = Path(__file__).resolve().parents[1] / "configs" / "market.toml"
 
 
 def test_environment_overrides_addresses_only() -> None:
     plain = load(MARKET)
-    moved = load(MARKET, {"EXFM_BOOTSTRAP": "broker:9092", "EXFM_SERVING": "0.0.0.0:8080"})
+    moved = load(
+        MARKET,
+        {
+            "EXFM_BOOTSTRAP": "broker:9092",
+            "EXFM_SERVING": "0.0.0.0:8080",
+            "EXFM_SCHEMA_REGISTRY": "https://registry",
+        },
+    )
     assert moved.kafka.bootstrap == "broker:9092"
     assert (moved.serving.host, moved.serving.port) == ("0.0.0.0", 8080)
-    assert moved.model_copy(update={"kafka": plain.kafka, "serving": plain.serving}) == plain
+    assert moved.schema_registry.url == "https://registry"
+    kept = {name: getattr(plain, name) for name in ("kafka", "serving", "schema_registry")}
+    assert moved.model_copy(update=kept) == plain
+
+
+@pytest.mark.parametrize("form", ["avro", "protobuf"])
+def test_format_with_schemas_needs_a_registry(tiny_settings: Settings, form: str) -> None:
+    raw = tiny_settings.model_dump()
+    raw["topics"]["labels"]["format"] = form
+    with pytest.raises(ValidationError, match=rf"labels\.format = '{form}' needs schema_registry"):
+        Settings.model_validate(raw)
+    raw["schema_registry"]["url"] = "https://registry"
+    assert Settings.model_validate(raw).topics.labels.format == form
 
 
 def test_empty_environment_overrides_nothing() -> None:
