@@ -30,13 +30,10 @@ def inspection_tables(found: Inspection, name: str, shard: int | None = None) ->
         name: of the run.
         shard: whose inputs to show; None: of the shards that are farthest behind.
     """
-    chosen = [s for s in found.shards if shard in (None, s.shard)]
+    chosen = [s for s in found.shards if s.shard == shard or (shard is None and not s.ended)]
     chosen = sorted(chosen, key=lambda s: s.closed_ms or 0)[:MOST_SHARDS]
-    return Group(
-        shards_table(found, name),
-        inputs_table(sorted(chosen, key=lambda s: s.shard)),
-        stores_table(found),
-    )
+    inputs = [inputs_table(sorted(chosen, key=lambda s: s.shard))] if chosen else []
+    return Group(shards_table(found, name), *inputs, stores_table(found))
 
 
 def shards_table(found: Inspection, name: str) -> Table:
@@ -122,7 +119,10 @@ def ahead(found: Input, view: ShardView) -> str:
     """How far an input is ahead of its shard, in event time."""
     if found.watermark_ms is None or view.closed_ms is None:
         return "-"
-    return f"{(found.watermark_ms - view.closed_ms) / 1000:+,.1f} s"
+    ahead_ms = found.watermark_ms - view.closed_ms
+    if found.standing == WAITED_FOR:  # the shard may have closed since it told of its inputs
+        ahead_ms = max(0, ahead_ms)
+    return f"{ahead_ms / 1000:+,.1f} s"
 
 
 def time_of(ts_ms: int | None) -> str:
