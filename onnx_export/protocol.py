@@ -32,6 +32,7 @@ NUMPY_TYPES = {
     "FP64": "<f8",
 }
 JSON_NAMES: dict[type, str] = {dict: "an object", list: "an array", str: "a string"}
+MAX_RANK = 8
 LENGTH = struct.Struct("<I")
 
 Array = np.ndarray[Any, Any]
@@ -120,6 +121,8 @@ def decode_tensor(item: dict[str, Any], rest: memoryview) -> tuple[Tensor, int]:
     name = expect(str, item.get("name"), "name of an input")
     datatype = expect(str, item.get("datatype"), f"datatype of input {name!r}")
     shape = expect(list, item.get("shape"), f"shape of input {name!r}")
+    if len(shape) > MAX_RANK:
+        raise BadRequest(f"shape of input {name!r} may have {MAX_RANK} sides, got {len(shape)}")
     if not all(type(side) is int and side >= 0 for side in shape):
         raise BadRequest(f"shape of input {name!r} must hold integers >= 0, got {shape}")
     if datatype != "BYTES" and datatype not in NUMPY_TYPES:

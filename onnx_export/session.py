@@ -46,9 +46,14 @@ class Scorer:
             SnapshotCorrupt: the files are not what was published, or do not load.
         """
         manifest = read_manifest(folder)
-        if verify:
-            verify_files(folder, manifest)
-        return cls(folder, manifest)
+        try:
+            if verify:
+                verify_files(folder, manifest)
+            return cls(folder, manifest)
+        except SnapshotCorrupt as error:
+            if folder.exists():
+                raise
+            raise FileNotFoundError(f"{folder}: was retired while it was opened") from error
 
     @property
     def version(self) -> int:

@@ -181,6 +181,7 @@ BAD_REQUESTS = {
     "rows": (changed(1, shape=[2], data=[1, 2]), "3 rows, as many as 'domain', got 2"),
     "elements": (changed(1, data=[1]), "must hold [3] elements, got 1"),
     "ragged": (changed(3, data=[[1, 2, 3], 4, 5]), "a row of 'history' must be an array"),
+    "deep": (changed(0, shape=[1] * 9), "may have 8 sides, got 9"),
     "negative shape": (changed(0, shape=[-1]), "integers >= 0"),
     "no data": (changed(0, data=None), "data of input 'domain' must be an array"),
     "binary size": (changed(0, parameters={"binary_data_size": 9}), "must be in 0..0, got 9"),

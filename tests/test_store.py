@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from models.schema import Encoding, Feature
-from onnx_export.draft import Draft
+from onnx_export import session
+from onnx_export.draft import Draft, verify_files
 from onnx_export.manifest import MANIFEST, Manifest, SnapshotCorrupt
 from onnx_export.store import BEGIN_MS, SnapshotConflict, SnapshotStore
 
@@ -185,6 +187,21 @@ def test_as_of_finds_old_boundaries_and_refuses_retired_ones(tmp_path: Path) -> 
     assert store.as_of(MODEL, 4000) == 4000
     with pytest.raises(LookupError, match="keep more than 2"):
         store.as_of(MODEL, 1500)
+
+
+def test_version_retired_while_it_is_opened_is_missing_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SnapshotStore(tmp_path)
+    publish(store, 1000)
+
+    def verify_after_retirement(folder: Path, manifest: Manifest) -> None:
+        shutil.rmtree(folder)
+        verify_files(folder, manifest)
+
+    monkeypatch.setattr(session, "verify_files", verify_after_retirement)
+    with pytest.raises(FileNotFoundError, match="was retired while it was opened"):
+        session.Scorer.open(store.path(MODEL, 1000))
 
 
 def test_frontier_never_moves_back(tmp_path: Path) -> None:
