@@ -256,7 +256,10 @@ class Trainer:
             self._carried = [Rows(**carried)]
             self._num_carried = len(self._carried[0])
         rest = {name: t for name, t in tensors.items() if not name.startswith("carried:")}
-        self._apprentice.load(rest, meta)
+        try:
+            self._apprentice.load(rest, meta)
+        except ValueError as error:
+            raise ValueError(f"{self._checkpoint}: {error}") from error
         self.place = saved_place(meta)
         self._boundary, self._cut_ms = meta["boundary"], meta["cut_ms"]
         self._publisher.load_state(meta["gate"])

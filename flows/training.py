@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import bytewax.operators as op
 import torch
@@ -22,7 +23,7 @@ from flows.example_source import ExampleSource, Lesson
 from flows.quiet import QuietStream
 from flows.run_folder import RunFolder
 from flows.runner import Placement, run_flow
-from flows.settings import Settings
+from flows.settings import Settings, SettingsError
 from flows.sink import TopicSink
 from flows.teacher import store_path
 from flows.trainer import Announcement, Trainer, checkpoint_path, saved_place
@@ -51,7 +52,7 @@ class School:
         path = checkpoint_path(self._folder, model)
         if path.exists():
             _, meta = checkpoint.load(path)
-            return saved_place(meta)
+            return self._fitting(saved_place(meta), path)
         return self._start()
 
     def source(self) -> ExampleSource:
@@ -72,6 +73,19 @@ class School:
         if trainer is None:
             trainer = self._trainers[lesson.model] = self._begin(lesson.model)
         return [self._message(said) for said in trainer.apply(lesson.ready)]
+
+    def _fitting(self, place: Place, path: Path) -> Place:
+        start = self._start()
+        for key, found, configured in (
+            ("topics.examples.partitions", place.positions, start.positions),
+            ("das.shards", place.applied, start.applied),
+        ):
+            if len(found) != len(configured):
+                raise SettingsError(
+                    f"{key} = {len(configured)} must be {len(found)}, as in {path}; "
+                    "a run keeps its shards and partitions"
+                )
+        return place
 
     def _start(self) -> Place:
         topic = self._settings.topics.examples

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from flows.quiet import QuietStream
 from flows.records import END_MS, ExampleHeader, encode, example_schema
 from flows.run_folder import RunFolder
 from flows.runner import Placement
-from flows.settings import Gate, Settings
+from flows.settings import Gate, Settings, SettingsError
 from flows.trainer import Trainer, checkpoint_path
+from flows.training import School
 from models import checkpoint
 from onnx_export.store import SnapshotConflict, SnapshotStore
 
@@ -156,6 +158,26 @@ def test_live_trainer_outlives_a_version_that_it_learned_otherwise(
     assert trainer_of(settings, store, tmp_path / "c", clock).apply(fewer) == []
     assert REGISTRY.get_sample_value("exfm_snapshot_refused_total", labels) == before + 1
     assert store.manifest(MODEL, through_ms) == published
+
+
+def test_checkpoint_of_other_shards_is_refused(settings: Settings, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    place = asdict(Place.start(settings.topics.examples.partitions, 3))
+    checkpoint.save(checkpoint_path(folder, MODEL), {}, {"place": place})
+    school = School(settings, folder, [student_course(settings, settings.student(MODEL))])
+    with pytest.raises(SettingsError, match=r"das\.shards = 2 must be 3, as in .*checkpoint\.pt"):
+        school.place(MODEL)
+
+
+def test_checkpoint_of_another_network_is_refused_by_name(
+    settings: Settings, store: SnapshotStore, tmp_path: Path
+) -> None:
+    trainer_of(settings, store, tmp_path, None).save()
+    raw = settings.model_dump()
+    raw["students"][1]["network"]["dim"] = 8
+    other = Settings.model_validate(raw)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: state of another model"):
+        trainer_of(other, store, tmp_path, None)
 
 
 def counted(metric: str) -> float:
