@@ -78,7 +78,8 @@ def letter_text(message: Message) -> str:
     ]
     if message.key() is not None:
         lines.append(f"  key        {readable(message.key() or b'')}")
-    for name, value in message.headers() or ():
+    headers: dict[str, Any] = dict(message.headers() or ())
+    for name, value in headers.items():
         lines.append(f"  {name:<10} {readable(value or b'')}")
     if is_cut(message):
         lines.append("  cut: these are the first bytes of an event of that size")
