@@ -26,6 +26,7 @@ class ShardGauges:
     def __init__(self, shard: int, watermarks: Watermarks) -> None:
         self._shard, self._watermarks = str(shard), watermarks
         self._due_s = -math.inf
+        self._series: dict[tuple[Gauge, str], Gauge] = {}  # to find one by its labels is dear
 
     def refresh(self, done_ms: int, pending: int, now_s: float) -> None:
         """Set what is cheap to know, at most every `EVERY_S`.
@@ -53,12 +54,21 @@ class ShardGauges:
 
     def _set(self, done_ms: int, pending: int) -> None:
         DAS_PENDING.labels(self._shard).set(pending)
-        show(DAS_WATERMARK, done_ms, self._shard)
+        if is_told(done_ms):
+            DAS_WATERMARK.labels(self._shard).set(done_ms / 1000)
         for source, ts_ms in self._watermarks.values.items():
             name = input_name(source)
-            show(DAS_INPUT_WATERMARK, ts_ms, self._shard, name)
+            if is_told(ts_ms):
+                self._of(DAS_INPUT_WATERMARK, name).set(ts_ms / 1000)
             code = STANDINGS.index(self._watermarks.standing(source, done_ms))
-            DAS_INPUT_STANDING.labels(self._shard, name).set(code)
+            self._of(DAS_INPUT_STANDING, name).set(code)
+
+    def _of(self, gauge: Gauge, name: str) -> Gauge:
+        """The series of an input; it is there from its first value on."""
+        found = self._series.get((gauge, name))
+        if found is None:
+            found = self._series[gauge, name] = gauge.labels(self._shard, name)
+        return found
 
 
 def input_name(source: Source) -> str:
@@ -67,7 +77,6 @@ def input_name(source: Source) -> str:
     return f"{kind}/{partition}"
 
 
-def show(gauge: Gauge, ts_ms: int, *labels: str) -> None:
-    """Set a gauge to an event time, unless the log has not begun or has ended."""
-    if BEGIN_MS < ts_ms < END_MS // 2:
-        gauge.labels(*labels).set(ts_ms / 1000)
+def is_told(ts_ms: int) -> bool:
+    """Whether an event time is one of people: its log has begun, and has not ended."""
+    return BEGIN_MS < ts_ms < END_MS // 2
