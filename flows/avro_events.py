@@ -14,6 +14,14 @@ from flows import avro_schema
 from flows.schema_resolution import check
 
 
+class LongRecords(ValueError):
+    """Some records go on behind their end; `rows` says which."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__(f"{len(rows)} records go on behind their end")
+        self.rows = rows
+
+
 class AvroReader:
     """Reads the records of one schema."""
 
@@ -41,13 +49,22 @@ class AvroReader:
         """A row for each record, in the writer's columns.
 
         Raises:
-            ValueError: one of them is damaged, or not UTF-8, or goes on behind its end.
+            LongRecords: some go on behind their end.
+            ValueError: one of them is damaged, or not UTF-8.
         """
-        batch = pyruhvro.deserialize_array(list(records), self._schema)
+        batch = self.decode(records)
         for name in self._texts:
             batch.column(name).validate(full=True)
         self._refuse_trailing_bytes(batch, records)
         return batch
+
+    def decode(self, records: Sequence[bytes]) -> pa.RecordBatch:
+        """Rows in the writer's columns, of text that may not be UTF-8.
+
+        Raises:
+            ValueError: a record is damaged.
+        """
+        return pyruhvro.deserialize_array(list(records), self._schema)
 
     def _refuse_trailing_bytes(self, batch: pa.RecordBatch, records: Sequence[bytes]) -> None:
         """The decoder stops behind the last field, whatever follows.
@@ -58,12 +75,17 @@ class AvroReader:
         (again,) = pyruhvro.serialize_record_batch(batch, self._schema, 1)
         shortest_N = pc.binary_length(again).to_numpy()
         given_N = np.fromiter(map(len, records), dtype=np.int64, count=len(records))
-        for row in np.flatnonzero(given_N != shortest_N).tolist():
-            try:
-                pyruhvro.deserialize_array([records[row][:-1]], self._schema)
-            except ValueError:
-                continue
-            raise ValueError(f"record {row} goes on behind its end")
+        suspects = np.flatnonzero(given_N != shortest_N).tolist()
+        long_ones = [row for row in suspects if self._reads(records[row][:-1])]
+        if long_ones:
+            raise LongRecords(long_ones)
+
+    def _reads(self, record: bytes) -> bool:
+        try:
+            self.decode([record])
+        except ValueError:
+            return False
+        return True
 
 
 class AvroWriter:

@@ -59,6 +59,8 @@ class ProtobufReader:
         batch: pa.RecordBatch = self._handler.list_to_record_batch(list(messages))
         return batch
 
+    decode = read
+
 
 class ProtobufWriter:
     """Writes messages of our own schema."""

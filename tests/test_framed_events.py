@@ -460,11 +460,13 @@ def test_any_bytes_are_rows_or_rejected_whatever_stands_beside_them(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_bad_messages_in_a_large_batch_are_found_one_by_one(form: Framed) -> None:
+@pytest.mark.parametrize("longer", [False, True])
+def test_bad_messages_in_a_large_batch_are_found_one_by_one(form: Framed, longer: bool) -> None:
     values: list[bytes | None] = [WIRES[form][i % 3] for i in range(2000)]
     places = range(11, 2000, 97)
     for place in places:
-        values[place] = (values[place] or b"")[:-1]
+        value = values[place] or b""
+        values[place] = value + b"\0" if longer else value[:-1]
     table, bad = FramedParser(form, COLUMNS, SHARED).parse(values)
     assert bad == dict.fromkeys(places, f"not_{form}")
     assert len(table) == 2000 - len(bad)

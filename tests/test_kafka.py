@@ -17,7 +17,12 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from flows.broker import EmbeddedKafka
 from flows.consumer import PartitionConsumer
-from flows.kafka_client import BrokerUnreachable, client_config, ensure_topics
+from flows.kafka_client import (
+    BrokerUnreachable,
+    client_config,
+    ensure_topics,
+    producer_config,
+)
 from flows.producer import BatchProducer, DeliveryError
 from flows.settings import Kafka, Settings, SettingsError, Topic
 from flows.sink import TopicSink
@@ -91,6 +96,14 @@ def test_security_settings_pass_through() -> None:
     }
     found = client_config(Kafka(bootstrap="a:1", client=client))
     assert client.items() <= found.items()
+
+
+def test_producers_compress_as_configured() -> None:
+    kafka = Kafka(bootstrap="a:1")
+    assert producer_config(kafka) == {**client_config(kafka), "compression.type": "lz4"}
+    for changed in ({"compression": "zstd"}, {"client": {"compression.type": "zstd"}}):
+        found = producer_config(Kafka.model_validate({"bootstrap": "a:1", **changed}))
+        assert found["compression.type"] == "zstd"
 
 
 def test_unreachable_broker_is_named(tiny_settings: Settings) -> None:
