@@ -7,6 +7,7 @@ is imported inside it, so that help comes at once.
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +32,19 @@ from flows.run_setup import (
 )
 
 INTERRUPTED = 130
+SPEAKING = (
+    ("flows.broker", "BrokerError"),
+    ("flows.das_recovery", "RecoveryUnreadable"),
+    ("flows.jars", "JarError"),
+    ("flows.kafka_client", "BrokerUnreachable"),
+    ("flows.letter_replay", "ReplayRefused"),
+    ("flows.producer", "DeliveryError"),
+    ("flows.schema_registry", "RegistryError"),
+    ("flows.settings", "SettingsError"),
+    ("flows.supervisor", "ProcessFailed"),
+    ("onnx_export.manifest", "SnapshotCorrupt"),
+)
+"""Errors whose message is all that a user needs: module and class."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -269,24 +283,16 @@ def main() -> None:
 
 
 def exit_code(error: BaseException) -> int | None:
-    """Exit code of an error that speaks for itself, else None."""
-    from flows.broker import BrokerError
-    from flows.das_recovery import RecoveryUnreadable
-    from flows.jars import JarError
-    from flows.kafka_client import BrokerUnreachable
-    from flows.letter_replay import ReplayRefused
-    from flows.producer import DeliveryError
-    from flows.schema_registry import RegistryError
-    from flows.settings import SettingsError
-    from flows.supervisor import ProcessFailed
-    from onnx_export.manifest import SnapshotCorrupt
+    """Exit code of an error that speaks for itself, else None.
 
-    if isinstance(error, SettingsError):
-        return MISCONFIGURED
-    expected: tuple[type[BaseException], ...] = (BrokerError, BrokerUnreachable, DeliveryError)
-    expected += (JarError, ProcessFailed, RecoveryUnreadable, RegistryError, ReplayRefused)
-    expected += (SnapshotCorrupt,)
-    return FAILED if isinstance(error, expected) else None
+    An error of a module that was never imported cannot have been raised, and where only the server
+    is installed, most of them cannot be imported.
+    """
+    for module, name in SPEAKING:
+        loaded = sys.modules.get(module)
+        if loaded is not None and isinstance(error, getattr(loaded, name)):
+            return MISCONFIGURED if name == "SettingsError" else FAILED
+    return None
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from flows.cli import app, exit_code
+from flows.cli import SPEAKING, app, exit_code
 from flows.kafka_client import BrokerUnreachable
 from flows.run_setup import folder_of, parsed_speed
 from flows.settings import SettingsError
@@ -162,3 +163,8 @@ def test_interrupted_server_process_ends_cleanly(tmp_path: Path) -> None:
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 0, stderr
     assert list(announced.parent.glob("serve.*.prom"))
+
+
+@pytest.mark.parametrize(("module", "name"), SPEAKING)
+def test_speaking_error_is_an_error(module: str, name: str) -> None:
+    assert issubclass(getattr(import_module(module), name), Exception)
