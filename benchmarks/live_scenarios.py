@@ -11,11 +11,12 @@ from flows.config_file import dump
 from flows.demo import EVENTS, LOAD, default_config, everyone_is_up
 from flows.figures import event_now_s, load_report
 from flows.launch import Launched, exfm, launched
-from flows.run_folder import RunFolder, write_atomically
+from flows.run_folder import RunFolder
 from flows.settings import load
 from flows.supervisor import Group
 from flows.teacher import store_path
 from flows.wording import number, percent
+from models.durable import write_atomically
 from onnx_export.manifest import MODEL, WEIGHTS, Manifest
 from onnx_export.store import SnapshotStore
 

@@ -12,9 +12,10 @@ from xml.sax.saxutils import escape
 from flows.figures import quality_documents
 from flows.ne_curve import Curve, Document, EventTime, curves
 from flows.palette import CURVES
-from flows.run_folder import RunFolder, write_atomically
+from flows.run_folder import RunFolder
 from flows.summary import TEACHER
 from flows.wording import percent
+from models.durable import write_atomically
 
 WIDTH, HEIGHT = 900, 300
 TOP, BOTTOM, LEFT, GAP = 70, 46, 46, 18

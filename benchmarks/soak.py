@@ -28,10 +28,11 @@ from flows.config_file import dump, seeded
 from flows.demo import EVENTS, default_config
 from flows.launch import Launched, exfm, launched
 from flows.process import FLOWS, configure_logging
-from flows.run_folder import RunFolder, write_atomically
+from flows.run_folder import RunFolder
 from flows.settings import Settings, load
 from flows.supervisor import BROKER, Group
 from flows.wording import number, percent
+from models.durable import write_atomically
 
 logger = logging.getLogger(__name__)
 

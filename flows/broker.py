@@ -18,8 +18,8 @@ from confluent_kafka.admin import AdminClient
 
 from flows.jars import class_path
 from flows.java import java_program
-from flows.run_folder import write_atomically
 from flows.tethered import TetheredProcess
+from models.durable import write_atomically
 
 HOST = "127.0.0.1"
 PORTS = range(20_000, 32_000)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, generate_latest
 
-from flows.run_folder import RunFolder, write_atomically, write_json
+from flows.run_folder import RunFolder, write_json
 from flows.scrape import LAST_WORDS
 from flows.settings import Settings
+from models.durable import write_atomically
 from monitoring import exporter
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from flows.checks import Check, checks_table
 from flows.figures import load_report, quality_documents
 from flows.plots import Plot, quality_plots, series_plots
-from flows.run_folder import RunFolder, write_atomically
+from flows.run_folder import RunFolder
 from flows.scrape import Sample
 from flows.settings import Settings
 from flows.sheet import Sheet, Tone
@@ -28,6 +28,7 @@ from flows.summary_tables import (
     teacher_last,
 )
 from flows.wording import age, duration, number, percent
+from models.durable import write_atomically
 
 TEMPLATE = "report.html"
 CONFIG = {"displayModeBar": False, "responsive": True}

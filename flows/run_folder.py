@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from models.durable import write_atomically
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,6 @@ class RunFolder:
     def report(self) -> Path:
         """The run's plots."""
         return self.root / "report.html"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write so that a reader sees the old content or the new, never a part, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def write_json(path: Path, value: Any) -> None:

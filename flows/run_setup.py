@@ -72,8 +72,8 @@ def begin(
 ) -> Settings:
     """Check a configuration and put it into the run's folder as it will be used."""
     from flows.config_file import dump, seeded
-    from flows.run_folder import write_atomically
     from flows.settings import load
+    from models.durable import write_atomically
 
     settings = load(config)
     data = config.read_bytes()

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from models.durable import write_atomically
 
 MAGIC = b"exfmckp1"
 
@@ -34,19 +35,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     buffer = io.BytesIO()
     torch.save({"tensors": dict(tensors), "meta": json.dumps(dict(meta))}, buffer)
     content = buffer.getbuffer()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
-        file.write(MAGIC + hashlib.sha256(content).digest())
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_atomically(path, MAGIC, hashlib.sha256(content).digest(), content)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

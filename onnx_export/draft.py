@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 from types import TracebackType
 
+from models.durable import Buffer, write_file
 from onnx_export.manifest import FileEntry, Manifest, SnapshotCorrupt
-
-Buffer = bytes | bytearray | memoryview
 
 
 class Draft:
@@ -54,24 +52,6 @@ def file_entry(path: Path) -> FileEntry:
             digest.update(piece)
             size += len(piece)
     return FileEntry(sha256=digest.hexdigest(), size=size)
-
-
-def write_file(path: Path, data: Buffer, *, durable: bool) -> None:
-    """Write a whole file; durable: it is on the disk when this returns."""
-    with path.open("wb") as file:
-        file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring renames within a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:

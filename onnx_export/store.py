@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from onnx_export.draft import Draft, sync_folder, verify_files, write_file
+from models.durable import sync_folder, write_atomically
+from onnx_export.draft import Draft, verify_files
 from onnx_export.manifest import MANIFEST, Manifest, SnapshotCorrupt, parse
 
 BEGIN_MS = -(1 << 60)
@@ -244,13 +245,8 @@ class SnapshotStore:
         self._replace(model, "latest.json", asdict(pointer))
 
     def _replace(self, model: str, name: str, content: dict[str, int]) -> None:
-        folder = self.root / model
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f".{name}.{os.getpid()}"
-        write_file(aside, json.dumps(content).encode(), durable=self.durable)
-        aside.replace(folder / name)
-        if self.durable:
-            sync_folder(folder)
+        data = json.dumps(content).encode()
+        write_atomically(self.root / model / name, data, durable=self.durable)
 
     @contextmanager
     def _locked(self, model: str) -> Iterator[None]:

@@ -20,8 +20,8 @@ import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
+from models.durable import write_atomically
 from models.schema import Encoding
-from onnx_export.draft import write_file
 from onnx_export.manifest import WEIGHTS
 from onnx_export.weights import Layout, layout
 
@@ -46,10 +46,7 @@ def template(graph: nn.Module, encoding: Encoding, tasks: Sequence[str], cache: 
     if path.exists():
         return path.read_bytes()
     data = export(graph, encoding, tasks)
-    cache.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{id(graph)}")
-    write_file(aside, data, durable=True)
-    aside.replace(path)
+    write_atomically(path, data)
     return data
 
 

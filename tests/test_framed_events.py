@@ -372,6 +372,14 @@ def test_path_that_leads_nowhere_is_rejected(path: bytes) -> None:
     assert bad[0] in ("not_framed", "schema_mismatch")
 
 
+def test_message_at_which_the_decoder_panics_is_rejected_alone() -> None:
+    registry = fresh()
+    head = registered(registry, "PROTOBUF", protobuf(P_ID, P_TS, P_VALUE)) + b"\x02\x02"
+    values = [head + P_BODY, head + b"\x1a" + b"\xff" * 9 + b"\1", head + P_BODY]
+    table, bad = FramedParser("protobuf", COLUMNS, registry).parse(values)
+    assert (bad, len(table)) == ({1: "not_protobuf"}, 2)
+
+
 def test_protobuf_field_may_be_an_enum_a_time_or_without_presence() -> None:
     enum = {"name": "device", "type": 14, "type_name": ".shop.Theirs.Device"}
     time = {"name": "ts_ms", "type": 11, "type_name": ".google.protobuf.Timestamp"}
