@@ -108,13 +108,16 @@ def compared(sums_K: Array, has_shadow: bool) -> dict[str, Any]:
 
 
 def coverage_after_first(quality: Quality, task: int) -> float | None:
-    """Share of rows with a teacher's prediction, from the interval of the first of them on."""
+    """Share of rows with a teacher's prediction, in the intervals behind that of the first.
+
+    The teacher's first snapshot comes in the midst of that interval; it counts only if no other
+    follows.
+    """
     with_teacher, rows = INDEX["progressive_n_covered"], INDEX["progressive_n"]
     sums = [sums[task] for _, sums in quality.curve.items()]
     first = next((i for i, s in enumerate(sums) if s[with_teacher]), len(sums))
-    return share(
-        sum(float(s[with_teacher]) for s in sums[first:]), sum(float(s[rows]) for s in sums[first:])
-    )
+    after = sums[first + 1 :] or sums[first:]
+    return share(sum(float(s[with_teacher]) for s in after), sum(float(s[rows]) for s in after))
 
 
 def set_gauges(model: str, quality: Quality, totals: dict[str, Any]) -> None:

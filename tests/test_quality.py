@@ -89,6 +89,11 @@ def test_totals_agree_with_numpy_over_the_last_two_thirds() -> None:
     assert totals["n_covered"] == covered.sum()
     assert totals["ne_covered"]["fm"] == pytest.approx(ne(teacher[covered], labels[covered]))
     assert totals["coverage"] == pytest.approx(covered.sum() / chosen.sum())
+    taught = (
+        (rows.ts_B >= 4000) & rows.mask_BT[:, 0] & rows.first_B
+    )  # the first is at 3001 or later
+    share = (taught & np.isfinite(teacher)).sum() / taught.sum()
+    assert totals["coverage_after_first"] == pytest.approx(share)
     assert 0.4 < totals["auc"]["student"] < 0.6
     assert 0.4 < totals["gauc"]["fm"] < 0.6
 
