@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
 
 from flows.registry_settings import SchemaRegistry
@@ -57,15 +65,67 @@ class Answers(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture
-def address() -> Iterator[str]:
+@contextmanager
+def serving(tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """A registry's `host:port`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
+    yield f"127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    with serving() as place:
+        yield f"http://{place}"
+
+
+def certificate(folder: Path) -> tuple[str, str]:
+    """Files of a certificate for 127.0.0.1 that vouches for itself, and of its encrypted key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "exfm")])
+    now = datetime.now(timezone.utc)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(
+        pem,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"s3cr3t"),
+    )
+    (folder / "me.pem").write_bytes(made.public_bytes(pem))
+    (folder / "me.key").write_bytes(private)
+    return str(folder / "me.pem"), str(folder / "me.key")
+
+
+def test_both_sides_show_their_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LOGIN, "user:s3cr3t")
+    monkeypatch.setenv(KEY_PASSWORD, "s3cr3t")
+    pem, key = certificate(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=pem)
+    tls.load_cert_chain(pem, key, "s3cr3t")
+    tls.verify_mode = ssl.CERT_REQUIRED
+    with serving(tls) as place:
+        url = f"https://{place}"
+        registry = connect(SchemaRegistry(url=url, ca=pem, certificate=pem, key=key))
+        assert registry.schema(1) == WriterSchema(kind="AVRO", text='"string"')
+        with pytest.raises(RegistryError, match=f"{url} .* it does not answer: .*certificate"):
+            connect(SchemaRegistry(url=url, certificate=pem, key=key)).schema(1)
 
 
 def test_schema_is_registered_once_and_found_by_its_id() -> None:
