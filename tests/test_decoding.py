@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 
 from flows.arrow_events import one_row
 from flows.decoding import Decoded, EventDecoder
+from flows.event_encoding import FramedEvents
 from flows.event_rules import impression_rules, label_rules
 from flows.records import impression_schema
+from flows.registry_settings import SchemaRegistry
+from flows.schema_registry import connect
 from flows.settings import Settings
 
 GOOD: dict[str, Any] = {
@@ -225,6 +228,27 @@ def test_labels_name_their_task_by_position(tiny_settings: Settings) -> None:
         5: "wrong_type",
         6: "missing_field",
     }
+
+
+@pytest.mark.parametrize("form", ["avro", "protobuf"])
+def test_rules_hold_for_events_of_a_registered_schema(tiny_settings: Settings, form: Any) -> None:
+    label = {"impression_id": "i", "task": "click", "value": 1, "ts_ms": 1_700_000_000_000}
+    bad = {"impression_id": "", "task": "buy", "value": 2, "ts_ms": 0}
+    rules, registry = label_rules(tiny_settings), SchemaRegistry(url=f"mock://decoding-{form}")
+    table = pa.Table.from_pylist([label, *({**label, k: v} for k, v in bad.items())], rules.schema)
+    values = FramedEvents(form, rules.schema, "Label", "t", connect(registry)).write(table)
+    decoder = EventDecoder(rules.schema, form, rules.faults, registry)
+    decoded = decoder.decode(messages([*values, b"junk"]))
+    assert rules.finish(decoded.table)["task"].to_pylist() == [0]
+    assert reasons(decoded) == {
+        1: "empty_id",
+        2: "unknown_task",
+        3: "label_not_0_or_1",
+        4: "ts_out_of_range",
+        5: "not_framed",
+    }
+    by_offset = sorted(decoded.rejected, key=lambda r: r.message.offset() or 0)
+    assert [(r.value, r.index) for r in by_offset] == [(v, None) for v in (*values[1:], b"junk")]
 
 
 def stream(table: pa.Table) -> bytes:
