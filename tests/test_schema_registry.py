@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import ssl
 import threading
@@ -36,7 +37,7 @@ SCHEMA = WriterSchema(kind="AVRO", text='{"type":"record","name":"R","fields":[]
 
 
 class Answers(BaseHTTPRequestHandler):
-    """A registry that knows schema 1, refuses new ones, and asks for a login."""
+    """Knows schema 1, takes new ones for the topic `labels` only, asks readers for a login."""
 
     def do_GET(self) -> None:
         """Schemas by id."""
@@ -51,7 +52,12 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Registration."""
-        self.answer(409, b'{"error_code": 409, "message": "incompatible with version 3"}')
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.startswith("/subjects/labels-value/versions"):
+            assert (asked["schema"], asked["schemaType"]) == (SCHEMA.text, SCHEMA.kind)
+            self.answer(200, b'{"id": 7}')
+        else:
+            self.answer(409, b'{"error_code": 409, "message": "incompatible with version 3"}')
 
     def answer(self, status: int, body: bytes) -> None:
         """Send JSON."""
@@ -155,6 +161,7 @@ def test_refusal_names_address_and_reason(address: str, monkeypatch: pytest.Monk
         RegistryError, match=rf"{address} cannot give schema 1: .*401.*Unauthorized"
     ):
         registry.schema(1)
+    assert registry.register("labels", "exfm.R", SCHEMA) == 7
     with pytest.raises(RegistryError, match=r"'events-value': .*409: incompatible with version 3"):
         registry.register("events", "exfm.R", SCHEMA)
 
