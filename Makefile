@@ -32,7 +32,7 @@ help: ## List the targets
 install: $(INSTALLED) ## Create .venv with the locked packages and this project
 
 .PHONY: demo
-demo: $(INSTALLED) jars ## Run the whole loop on a simulated ad market, some five minutes
+demo: $(INSTALLED) jars ## Run the whole loop on a simulated ad market, about four minutes
 	@$(BIN)/exfm demo $(ARGS)
 
 .PHONY: test
@@ -59,7 +59,7 @@ soak: $(INSTALLED) jars kuairand ## Show the guarantees under kills and bad data
 	@$(BIN)/python -m benchmarks.soak $(KUAIRAND) $(ARGS)
 
 .PHONY: triton
-triton: $(INSTALLED) $(TRITON)/bin/python ## Score a run's snapshots with tritonclient: make triton RUN=runs/NAME
+triton: $(INSTALLED) finished-run $(TRITON)/bin/python ## Score a run's snapshots with tritonclient: make triton RUN=runs/NAME
 	@$(BIN)/python -m benchmarks.triton "$(RUN)" $(TRITON)/bin/python
 
 # tritonclient caps protobuf, so it has an environment of its own.
@@ -87,6 +87,10 @@ constraints: $(BIN)/uv ## Lock the newest allowed packages for Python 3.10 to 3.
 clean: ## Remove .venv and every cache; runs/ stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: finished-run
+finished-run:
+	@test -f "$(RUN)/config.toml" || { echo "RUN must be the folder of a run, got '$(RUN)'" >&2; exit 2; }
 
 .PHONY: kuairand
 kuairand:

@@ -39,6 +39,7 @@ SPEAKING = (
     ("flows.kafka_client", "BrokerUnreachable"),
     ("flows.letter_replay", "ReplayRefused"),
     ("flows.producer", "DeliveryError"),
+    ("flows.run_lock", "InUse"),
     ("flows.schema_registry", "RegistryError"),
     ("flows.settings", "SettingsError"),
     ("flows.supervisor", "ProcessFailed"),
@@ -141,7 +142,12 @@ def run_one(
 @app.command()
 def replay(
     dataset: Annotated[Literal["kuairand"], typer.Argument(help="Which.", show_default=False)],
-    data: Annotated[Path, typer.Argument(metavar="DIR", help="The data set as published.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", exists=True, file_okay=False, help="The data set as published."
+        ),
+    ],
     config: Config = None,
     run: Run = None,
     seed: Seed = 0,

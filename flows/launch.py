@@ -15,6 +15,7 @@ from flows.broker import HOST, EmbeddedKafka, free_port
 from flows.kafka_client import ensure_topics
 from flows.process import FLOWS, SERVE
 from flows.run_folder import RunFolder
+from flows.run_lock import held
 from flows.scrape import Scraper
 from flows.settings import Settings
 from flows.supervisor import Group, Supervisor, interruptible
@@ -65,8 +66,12 @@ def launched(
         settings: an empty `kafka.bootstrap` starts a broker in the run's folder.
         folder: holds `config.toml` already.
         das_processes: processes that share the join.
+
+    Raises:
+        InUse: the run is up already.
     """
     with interruptible(), ExitStack() as stack:
+        stack.enter_context(held(folder.root / ".lock", f"run {folder.root}"))
         broker = None
         if not settings.kafka.bootstrap:
             broker = EmbeddedKafka(folder.broker)

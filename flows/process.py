@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING
 from prometheus_client import REGISTRY, generate_latest
 
 from flows.run_folder import RunFolder, write_json
+from flows.run_lock import held
 from flows.scrape import LAST_WORDS
-from flows.settings import Settings
+from flows.settings import Settings, SettingsError
 from models.durable import write_atomically
 from monitoring import exporter
 
@@ -26,6 +28,7 @@ FLOWS = ("fm-inference", "das", "fm-training", "vm-training")
 """Processes that end with a finite log."""
 SERVE = "serve"
 HOST = "127.0.0.1"
+NO_ADDRESS = (errno.EACCES, errno.EADDRINUSE, errno.EADDRNOTAVAIL)
 
 
 def run_process(process: str, settings: Settings, folder: RunFolder, placement: Placement) -> None:
@@ -53,7 +56,11 @@ def run_process(process: str, settings: Settings, folder: RunFolder, placement: 
 
 
 def serve(settings: Settings, folder: RunFolder, entry: dict[str, object]) -> None:
-    """Serve the students of the run, and announce the address once requests are answered."""
+    """Serve the students of the run, and announce the address once requests are answered.
+
+    Raises:
+        SettingsError: the configured address cannot be listened on.
+    """
     from flows.runner import stop_requested, stopping_on_signals
     from flows.teacher import store_path
     from onnx_export import server
@@ -64,17 +71,23 @@ def serve(settings: Settings, folder: RunFolder, entry: dict[str, object]) -> No
         address = {"http": f"http://{serving.host}:{port}"}
         write_json(folder.processes / f"{SERVE}.json", {**entry, **address})
 
-    with stopping_on_signals():
-        server.serve(
-            store_path(settings, folder),
-            [student.name for student in settings.students],
-            serving.host,
-            serving.port,
-            serving.poll_s,
-            serving.max_rows,
-            announce,
-            stop_requested,
-        )
+    try:
+        with stopping_on_signals():
+            server.serve(
+                store_path(settings, folder),
+                [student.name for student in settings.students],
+                serving.host,
+                serving.port,
+                serving.poll_s,
+                serving.max_rows,
+                announce,
+                stop_requested,
+            )
+    except OSError as error:
+        if error.errno not in NO_ADDRESS:
+            raise
+        where = f"serving.host = {serving.host!r}, serving.port = {serving.port}"
+        raise SettingsError(f"{where}: {os.strerror(error.errno or 0)}; name another") from error
 
 
 @contextmanager
@@ -82,17 +95,21 @@ def announced(folder: RunFolder, name: str) -> Iterator[dict[str, object]]:
     """Inside, this process's metrics are served and its address stands in the run's folder.
 
     At the end its last metrics are left beside the address.
+
+    Raises:
+        InUse: such a process of the run is there already.
     """
-    port = exporter.start(HOST)
-    path, entry = exporter.address(folder.processes, name, HOST, port)
-    write_json(path, entry)
-    target = [{"targets": [f"{HOST}:{port}"], "labels": {"process": name}}]
-    write_atomically(folder.processes / "targets" / f"{name}.json", json.dumps(target).encode())
-    try:
-        yield entry
-    finally:
-        last = path.with_name(f"{name}.{os.getpid()}{LAST_WORDS}")
-        write_atomically(last, generate_latest(REGISTRY))
+    with held(folder.processes / f"{name}.lock", f"{name} of run {folder.root}"):
+        port = exporter.start(HOST)
+        path, entry = exporter.address(folder.processes, name, HOST, port)
+        write_json(path, entry)
+        target = [{"targets": [f"{HOST}:{port}"], "labels": {"process": name}}]
+        write_atomically(folder.processes / "targets" / f"{name}.json", json.dumps(target).encode())
+        try:
+            yield entry
+        finally:
+            last = path.with_name(f"{name}.{os.getpid()}{LAST_WORDS}")
+            write_atomically(last, generate_latest(REGISTRY))
 
 
 def configure_logging(level: int = logging.INFO) -> None:

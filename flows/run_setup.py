@@ -81,7 +81,10 @@ def begin(
         settings = seeded(settings, seed)
         teacher = settings.teacher.model_copy(update={"shuffle_within_domain": shuffle_teacher})
         data = dump(settings.model_copy(update={"teacher": teacher})).encode()
-    write_atomically(folder.config, data)
+    try:
+        write_atomically(folder.config, data)
+    except OSError as error:
+        fail(f"--run {folder.root} cannot be written: {error.strerror}", FAILED)
     return load_settings(folder.config)
 
 
@@ -95,6 +98,8 @@ def folder_of(run: str) -> RunFolder:
 def new_folder(run: str | None, kind: str) -> RunFolder:
     """A folder that no run has used."""
     folder = folder_of(run or f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if folder.root.exists() and not folder.root.is_dir():
+        fail(f"--run {folder.root} is no folder; name another")
     if folder.root.exists() and any(folder.root.iterdir()):
         fail(f"--run {folder.root} holds an earlier run; name another, or remove it")
     return folder

@@ -368,9 +368,18 @@ def with_addresses(raw: dict[str, Any], environ: dict[str, str]) -> dict[str, An
 def explain(path: Path, error: ValidationError) -> list[str]:
     """A line for each broken rule: file, key, value, rule."""
     lines = []
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items:
+        if item["type"] == "too_short" and any(inside(item["loc"], i["loc"]) for i in items):
+            continue  # an element that breaks a rule of its own is not counted
         key = ".".join(str(part) for part in item["loc"])
         rule = item["msg"].removeprefix("Value error, ")
         value = "" if item["type"] in ("missing", "value_error") else f" = {item['input']!r}"
+        rule = "unknown key" if item["type"] == "extra_forbidden" else rule
         lines.append(f"{path}: {key}{value}: {rule}" if key else f"{path}: {rule}")
     return lines
+
+
+def inside(outer: tuple[int | str, ...], inner: tuple[int | str, ...]) -> bool:
+    """Whether `inner` is the place of something within `outer`."""
+    return len(inner) > len(outer) and inner[: len(outer)] == outer

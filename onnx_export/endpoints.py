@@ -90,7 +90,8 @@ class Endpoints:
     def _scorer(self, model: str, version: str | None) -> Scorer:
         scorer = self._live.get(model)
         if scorer is None:
-            raise NotServed(f"no model {model!r} is loaded; models: {self._live.names()}")
+            known = ", ".join(self._live.names())
+            raise NotServed(f"{model!r} has no snapshot yet, or is none of the models: {known}")
         if version not in (None, "", str(scorer.version)):
             raise NotServed(f"{model}: version {version} is not loaded, {scorer.version} is")
         return scorer

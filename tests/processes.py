@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.settings import Settings
+from flows.tethered import TETHER
 
 PROCESS = """
 import importlib
@@ -31,12 +33,17 @@ def started(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that runs a module's flow, gone at the end."""
     arguments = [module, settings.model_dump_json(), str(folder), str(process_id), addresses]
-    process = subprocess.Popen([sys.executable, "-c", PROCESS, *arguments])
+    process = subprocess.Popen(tethered([sys.executable, "-c", PROCESS, *arguments]))
     try:
         yield process
     finally:
         process.kill()
         process.wait()
+
+
+def tethered(command: list[str]) -> list[str]:
+    """The command, such that it ends with the tests, however these end."""
+    return [sys.executable, "-c", TETHER, str(os.getpid()), *command]
 
 
 def free_addresses(num: int) -> str:

@@ -44,6 +44,7 @@ from flows.settings import Settings
 from flows.shard import Shard
 from flows.watermarks import WAITED_FOR, PatientWatermarks, Watermarks, sources
 from monitoring import exporter
+from tests.processes import tethered
 
 ROOT = Path(__file__).resolve().parents[1]
 START_MS = 1_700_000_000_000
@@ -259,7 +260,7 @@ def test_process_that_ended_is_not_live(tmp_path: Path) -> None:
 @contextmanager
 def process(folder: RunFolder) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "flows.cli", "run", "das", f"--run={folder.root}"]
-    with subprocess.Popen(command, cwd=ROOT) as das:
+    with subprocess.Popen(tethered(command), cwd=ROOT) as das:
         try:
             yield das
         finally:

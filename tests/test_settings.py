@@ -46,3 +46,22 @@ def test_empty_environment_overrides_nothing() -> None:
 def test_address_without_a_port_number_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"serving\.port = 'http'"):
         load(MARKET, {"EXFM_SERVING": "0.0.0.0:http"})
+
+
+def test_a_broken_element_is_no_missing_one(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(
+        """
+        domains = ["a"]
+        colour = "red"
+        tasks = [{name = "buy", window_s = 0}]
+        features = [{name = "user_id", kind = "categorical"}]
+        students = [{name = "s", tasks = ["buy"]}]
+        """
+    )
+    with pytest.raises(SettingsError) as refused:
+        load(path)
+    assert str(refused.value).splitlines() == [
+        f"{path}: tasks.0.window_s = 0: Input should be greater than 0",
+        f"{path}: colour = 'red': unknown key",
+    ]

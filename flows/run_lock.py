@@ -1,0 +1,38 @@
+"""One at a time: a lock on a file, which the end of its holder releases, however it comes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class InUse(RuntimeError):
+    """Another process holds the lock; the message names what is locked, and the holder."""
+
+
+@contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock within the block.
+
+    Args:
+        path: file of the lock; it stays when the lock is released.
+        what: names the thing in the message.
+
+    Raises:
+        InUse: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise InUse(f"{what} is in use by process {holder}; stop that one first") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
