@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from flows.das_settings import Das, Seconds
 from flows.event_settings import Market, Noise
 from flows.registry_settings import SchemaRegistry
 from models.schema import Distillation, Encoding, Feature, Learning, Name, Network, Value, named
@@ -29,7 +30,6 @@ else:
     import tomli as tomllib
 
 Format = Literal["json", "arrow", "avro", "protobuf"]
-Seconds = Annotated[float, Field(gt=0)]
 RESERVED = frozenset({"impression_id", "domain", "ts_ms", "partition", "offset", "index"})
 
 
@@ -89,40 +89,24 @@ class Task(Value):
     """The label is 1 if a positive arrives within this long after the impression."""
     oracle: Name | None = None
     """Impression column with the true probability (simulated markets); no model sees it."""
+    given: Name | None = None
+    """A task of a shorter window that this one is conditional on, as a conversion on a click. An
+    impression without a positive of it is a known negative of this task, and its example leaves
+    when the window of `given` closes; the others wait for this task's own window."""
+    early: bool = False
+    """A positive leaves when it is known, as a row of its own, not when the window closes. Of a
+    conditional task: when both labels are known."""
+    late_labels: Literal["drop", "correct"] = "drop"
+    """correct: a label behind the end of the wait (the window, or that of `given` for a known
+    negative) that contradicts what was emitted last leads to a correction row."""
+    repeated_labels: Literal["drop", "correct"] = "drop"
+    """Of several labels within the window, drop: the first counts. correct: the newest counts, and
+    if it contradicts a positive that left early, it leads to a correction row."""
 
     @property
     def window_ms(self) -> int:
         """`window_s` in milliseconds."""
         return round(self.window_s * 1000)
-
-
-class Das(Value):
-    """The windowed join."""
-
-    shards: Annotated[int, Field(ge=1, le=4096)] = 4
-    bucket_s: Seconds = 1.0
-    repeat_horizon_s: Seconds = 3600.0
-    """An impression whose id was admitted less than this before is a repeat."""
-    idle_s: Seconds = 5.0
-    """Live: a partition read to its end and silent for this long is left out of the watermark."""
-    teacher_grace_s: Seconds = 10.0
-    """Live: examples go out without a prediction once the teacher has been silent this long."""
-    shard_grace_s: Seconds = 30.0
-    """Live: trainers go on without a shard that has lagged the first one by this long."""
-    recovery_every_s: Seconds = 5.0
-    """Interval of recovery snapshots (Bytewax epochs)."""
-    max_batch: Annotated[int, Field(ge=1, le=100_000)] = 8192
-    """Messages read at a time from one partition."""
-
-    @property
-    def bucket_ms(self) -> int:
-        """`bucket_s` in milliseconds."""
-        return round(self.bucket_s * 1000)
-
-    @property
-    def repeat_horizon_ms(self) -> int:
-        """`repeat_horizon_s` in milliseconds."""
-        return round(self.repeat_horizon_s * 1000)
 
 
 class Teacher(Value):
@@ -267,6 +251,26 @@ class Settings(Value):
                 f"teacher.lag_s = {self.teacher.lag_s:g} must be at least "
                 f"topics.impressions.lateness_s = {self.topics.impressions.lateness_s:g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _conditions_agree(self) -> Settings:
+        by_name = {t.name: t for t in self.tasks}
+        for task in self.tasks:
+            if task.given is None:
+                continue
+            declared(f"tasks.{task.name}.given", (task.given,), list(by_name))
+            key, condition = f"tasks.{task.name}.given = {task.given!r}", by_name[task.given]
+            if condition.window_ms >= task.window_ms:
+                raise ValueError(
+                    f"{key} must have a shorter window than {task.name!r}, got window_s = "
+                    f"{condition.window_s:g} and {task.window_s:g}"
+                )
+            if condition.given is not None:
+                raise ValueError(
+                    f"{key} must not be conditional itself, got tasks.{task.given}.given = "
+                    f"{condition.given!r}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -65,3 +65,31 @@ def test_a_broken_element_is_no_missing_one(tmp_path: Path) -> None:
         f"{path}: tasks.0.window_s = 0: Input should be greater than 0",
         f"{path}: colour = 'red': unknown key",
     ]
+
+
+def conditional(tiny_settings: Settings, **buy: object) -> Settings:
+    raw = tiny_settings.model_dump()
+    raw["tasks"] = [
+        {"name": "view", "window_s": 5, "given": None},
+        {"name": "click", "window_s": 10},
+        {"name": "buy", "window_s": 60, **buy},
+    ]
+    raw["students"] = [{"name": "late", "tasks": ["click"]}]
+    return Settings.model_validate(raw)
+
+
+def test_condition_must_be_a_declared_task_of_a_shorter_window(tiny_settings: Settings) -> None:
+    assert conditional(tiny_settings, given="click").tasks[2].given == "click"
+    with pytest.raises(ValidationError, match=r"tasks\.buy\.given: 'like' is not declared"):
+        conditional(tiny_settings, given="like")
+    with pytest.raises(ValidationError, match=r"given = 'click' must have a shorter .* 10 and 10"):
+        conditional(tiny_settings, given="click", window_s=10)
+    with pytest.raises(ValidationError, match=r"given = 'buy' must have a shorter window"):
+        conditional(tiny_settings, given="buy")
+
+
+def test_condition_must_not_be_conditional_itself(tiny_settings: Settings) -> None:
+    raw = conditional(tiny_settings, given="click").model_dump()
+    raw["tasks"][1]["given"] = "view"
+    with pytest.raises(ValidationError, match=r"must not be conditional .* tasks\.click\.given"):
+        Settings.model_validate(raw)

@@ -1,0 +1,48 @@
+"""The windowed join: the section `[das]` of the configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from models.schema import Value
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Das(Value):
+    """The windowed join."""
+
+    shards: Annotated[int, Field(ge=1, le=4096)] = 4
+    bucket_s: Seconds = 1.0
+    repeat_horizon_s: Seconds = 3600.0
+    """An impression whose id was admitted less than this before is a repeat."""
+    correction_horizon_s: Seconds = 3600.0
+    """How long behind the end of a task's wait a label may correct it. Impressions, predictions and
+    labels are kept that much longer, if a task has late_labels = "correct"."""
+    idle_s: Seconds = 5.0
+    """Live: a partition read to its end and silent for this long is left out of the watermark."""
+    teacher_grace_s: Seconds = 10.0
+    """Live: examples go out without a prediction once the teacher has been silent this long."""
+    shard_grace_s: Seconds = 30.0
+    """Live: trainers go on without a shard that has lagged the first one by this long."""
+    recovery_every_s: Seconds = 5.0
+    """Interval of recovery snapshots (Bytewax epochs)."""
+    max_batch: Annotated[int, Field(ge=1, le=100_000)] = 8192
+    """Messages read at a time from one partition."""
+
+    @property
+    def bucket_ms(self) -> int:
+        """`bucket_s` in milliseconds."""
+        return round(self.bucket_s * 1000)
+
+    @property
+    def repeat_horizon_ms(self) -> int:
+        """`repeat_horizon_s` in milliseconds."""
+        return round(self.repeat_horizon_s * 1000)
+
+    @property
+    def correction_horizon_ms(self) -> int:
+        """`correction_horizon_s` in milliseconds."""
+        return round(self.correction_horizon_s * 1000)
