@@ -31,11 +31,20 @@ OPTIONS = {
 """Small enough that a dozen consumers of one process stay below 200 MB together."""
 
 
+class OffsetLost(RuntimeError):
+    """A partition does not hold the offset that is to be read; the message names both."""
+
+
 class PartitionConsumer:
     """One partition, in order, from `offset` on."""
 
     def __init__(
-        self, config: dict[str, Any], topic: str, partition: int, offset: int | None
+        self,
+        config: dict[str, Any],
+        topic: str,
+        partition: int,
+        offset: int | None,
+        end: int | None = None,
     ) -> None:
         """Check that `offset` is still there, and begin to fetch.
 
@@ -44,13 +53,15 @@ class PartitionConsumer:
             topic: must exist.
             partition: its number.
             offset: of the first message to read; None: the oldest that is retained.
+            end: no message from here on is read, None: there is no such end.
 
         Raises:
             BrokerUnreachable: no broker answers.
-            RuntimeError: the offset is outside what the partition holds.
+            OffsetLost: the offset is outside what the partition holds.
         """
         self._topic = topic
         self._partition = partition
+        self._end = end
         self._consumer = Consumer({**config, **OPTIONS}, logger=logger, error_cb=self._on_error)
         self._address = TopicPartition(topic, partition)
         try:
@@ -72,7 +83,8 @@ class PartitionConsumer:
         """Messages that have arrived, in order, at most `max_messages`; does not wait.
 
         Raises:
-            RuntimeError: the position is no longer retained, or the client cannot go on.
+            OffsetLost: the position is no longer retained.
+            RuntimeError: the client cannot go on.
         """
         messages: list[Message] = []
         for message in self._consumer.consume(max_messages, timeout=0):
@@ -80,7 +92,9 @@ class PartitionConsumer:
                 continue
             error = message.error()
             offset = message.offset() or 0
-            if error is None:
+            if self._end is not None and offset >= self._end and error is None:
+                self._position = max(self._position, self._end)
+            elif error is None:
                 self._expect(offset)
                 self._position = offset + 1
                 messages.append(message)
@@ -147,8 +161,8 @@ class PartitionConsumer:
             raise RuntimeError(f"{self._place()}: {error.name()}: {error.str()}")
         logger.warning("%s: %s, trying again", self._place(), error.str())
 
-    def _lost(self, low: int, high: int) -> RuntimeError:
-        return RuntimeError(
+    def _lost(self, low: int, high: int) -> OffsetLost:
+        return OffsetLost(
             f"{self._place()}: offset {self._position} is lost: the partition holds offsets "
             f"{low} to {high}; retention must keep what was not read yet, "
             "and a run's state must not outlive its topics"

@@ -52,6 +52,7 @@ class EventReader:
         partition: int,
         state: tuple[int, int] | None,
         dead_letters: DeadLetters | None,
+        end: int | None = None,
     ) -> None:
         """Go on from `state`.
 
@@ -61,11 +62,12 @@ class EventReader:
             partition: its number.
             state: of an earlier reader; None: the oldest event that is retained.
             dead_letters: None: rejected and late events are not written (another process does).
+            end: no event from this offset on is read, None: there is no such end.
 
         Raises:
             BrokerUnreachable: no broker answers.
             SettingsError: the Schema Registry cannot be used as configured.
-            RuntimeError: the offset of `state` is no longer retained.
+            OffsetLost: the offset of `state` is no longer retained.
         """
         self._topic: EventTopic = getattr(settings.topics, which)
         self._partition = partition
@@ -85,7 +87,7 @@ class EventReader:
         self._consumer: PartitionConsumer | None = None
         if not self._ended:
             config = client_config(settings.kafka)
-            self._consumer = PartitionConsumer(config, self._topic.name, partition, offset)
+            self._consumer = PartitionConsumer(config, self._topic.name, partition, offset, end)
             self._position = self._consumer.position
 
     def read(self) -> EventBatch | None:

@@ -79,8 +79,8 @@ def parsed_places(texts: Sequence[str]) -> tuple[Place, ...]:
     return tuple(found)
 
 
-def parsed_since(text: str) -> int:
-    """Wall clock in ms of an age as `10m`, or of a time in ISO 8601 (UTC unless it says).
+def parsed_moment(text: str, option: str = "--since") -> int:
+    """Time in ms of an age as `10m`, or of a time in ISO 8601 (UTC unless it says).
 
     Raises:
         ValueError: it is neither.
@@ -92,7 +92,7 @@ def parsed_since(text: str) -> int:
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:
         raise ValueError(
-            f"--since is an age as 90s, 10m, 2h or 1d, or a time as 2026-01-31T12:00, got {text!r}"
+            f"{option} is an age as 90s, 10m, 2h or 1d, or a time as 2026-01-31T12:00, got {text!r}"
         ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
