@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows import cli_das, cli_dlq
+from flows import cli_backfill, cli_bench, cli_das, cli_dlq
 from flows.run_setup import (
     FAILED,
     MISCONFIGURED,
@@ -33,7 +33,9 @@ from flows.run_setup import (
 
 INTERRUPTED = 130
 SPEAKING = (
+    ("flows.backfill_plan", "BackfillRefused"),
     ("flows.broker", "BrokerError"),
+    ("flows.consumer", "OffsetLost"),
     ("flows.das_recovery", "RecoveryUnreadable"),
     ("flows.jars", "JarError"),
     ("flows.kafka_client", "BrokerUnreachable"),
@@ -56,7 +58,9 @@ app = typer.Typer(
 )
 snapshots = typer.Typer(no_args_is_help=True, help="List snapshots, or serve an older one.")
 app.add_typer(snapshots, name="snapshots")
+app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_das.app, name="das")
+app.command()(cli_backfill.backfill)
 app.add_typer(cli_dlq.app, name="dlq")
 
 Process = Literal["das", "fm-inference", "fm-training", "vm-training", "serve"]

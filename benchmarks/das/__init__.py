@@ -1,0 +1,1 @@
+"""The benchmark of the join of labels: `exfm bench das`."""

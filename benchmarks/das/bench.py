@@ -1,0 +1,123 @@
+"""The benchmark of the join, part by part: `exfm bench das`.
+
+Each part runs in a process of its own and under a time limit, one after the other; one that fails
+or runs out of time is a figure that says so, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.das.figures import Figure, unmeasured
+from benchmarks.das.picture import picture
+from models.durable import write_atomically
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+WORK = CHECKOUT / ".cache" / "das"
+"""Events, kept from run to run; the peers' environments are beside it."""
+ROWS = 1_000_000
+PARTS = {"files": 720.0}
+"""Time limit of each part in seconds, in the order in which they run."""
+
+
+def bench(rows: int, only: Sequence[str], work_folder: Path, console: Console) -> list[Figure]:
+    """Figures of all parts, or of those in `only`.
+
+    Args:
+        rows: impressions of a full-size part.
+        only: names of parts; empty: all.
+        work_folder: for events and scratch files.
+        console: for the progress.
+    """
+    work_folder.mkdir(parents=True, exist_ok=True)
+    figures: list[Figure] = []
+    for part, limit_s in PARTS.items():
+        if not only or part in only:
+            console.rule(f"[bold]{part}[/] (at most {limit_s:.0f} s)", align="left")
+            figures += figures_of(part, rows, work_folder, limit_s)
+    return figures
+
+
+def figures_of(part: str, rows: int, work_folder: Path, limit_s: float) -> list[Figure]:
+    """Figures of one part, run by `benchmarks.das.part`; a single unmet one if it fails."""
+    out = work_folder / f"{part}.json"
+    out.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "benchmarks.das.part", part, f"--rows={rows}"]
+    command += [f"--work={work_folder}", f"--out={out}"]
+    process = subprocess.Popen(command, cwd=CHECKOUT, start_new_session=True)
+    why = ""
+    try:
+        if process.wait(limit_s) != 0:
+            why = f"exit code {process.returncode}, see above"
+    except subprocess.TimeoutExpired:
+        why = f"not finished within {limit_s:.0f} s"
+    finally:
+        kill_session(process.pid)
+        process.wait()
+    if why:
+        return [unmeasured(part, "", why, bar="runs to its end")]
+    return [Figure(**figure) for figure in json.loads(out.read_text())]
+
+
+def kill_session(leader: int) -> None:
+    """End all processes that a session leader, or what it started, left running."""
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader:
+                process.send_signal(signal.SIGKILL)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+
+
+def summary(figures: Sequence[Figure], rows: int, seconds: float) -> dict[str, Any]:
+    """Everything, for `--summary`."""
+    return {
+        "rows": rows,
+        "seconds": round(seconds, 1),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - seconds)),
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "met": all(figure.met is not False for figure in figures),
+        "figures": [figure.as_dict() for figure in figures],
+    }
+
+
+def table(figures: Sequence[Figure]) -> Table:
+    """Figures beside their bars."""
+    shown = Table(title="The join of labels", title_justify="left")
+    for head in ("figure", "value", "unit", "bar", "met", "note"):
+        shown.add_column(head, justify="right" if head == "value" else "left")
+    for figure in figures:
+        value = "-" if figure.value is None else readable(figure.value)
+        met = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[figure.met]
+        shown.add_row(figure.name, value, figure.unit, figure.bar, met, figure.note)
+    return shown
+
+
+def readable(value: float) -> str:
+    """A number with three or more significant digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def write(document: dict[str, Any], to: Path) -> None:
+    """Write the summary as JSON."""
+    write_atomically(to, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def draw(figures: Sequence[Figure], to: Path) -> None:
+    """Write the picture."""
+    write_atomically(to, picture(figures).encode())

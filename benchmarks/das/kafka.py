@@ -1,0 +1,147 @@
+"""Through Kafka: events a second of one process and of two, what recovery costs, and Flink.
+
+The topics hold twice as many impressions as shall be pending, and the window is half of the time
+that they span. The rate is taken from the first example (everything before it is pending) to the
+moment when the last event has been read; the join's own metrics say how many events that were.
+
+The broker runs on the same machine. Where there are few cores, two processes and the broker do not
+fit beside each other; so the speed-up is also told in CPU time, as the time of one process over
+that of the busier of two: what they gain where each has a core.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.das import events
+from benchmarks.das.figures import Figure, at_least, at_most
+from benchmarks.das.kafka_job import Job, started
+from benchmarks.das.kafka_topics import broker, fill, settings_for
+from benchmarks.das.part import say
+
+LIMIT_S = 240.0
+"""Of one run."""
+WINDOW_S = events.SPAN_MS / 2000
+LEAST_EVENTS_S = 100_000.0
+MOST_LOST = 10.0
+LEAST_SPEED_UP = 1.6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rate:
+    """One run of the join."""
+
+    events_s: float
+    """Events read a second of wall time, while the windows were full."""
+    events_cpu_s: float
+    """The same a second of CPU time of all processes."""
+    busiest_cpu_s: float
+    """CPU time of the busiest process, over the whole run."""
+    pending: float
+    """Least while it was measured."""
+    snapshots_s: float
+    """Time in recovery snapshots, of the time measured."""
+    num_events: float
+    """Measured."""
+
+
+def run(rows: int, work_folder: Path) -> list[Figure]:
+    """Measure with `rows` impressions pending."""
+    folder = Path(tempfile.mkdtemp(prefix="runs-", dir=work_folder))
+    try:
+        with broker(work_folder) as kafka:
+            filled = fill(settings_for(kafka.bootstrap, "fill", WINDOW_S), 2 * rows)
+            found = {
+                name: measured(kafka.bootstrap, folder, name, filled.num_events)
+                for name in ("with-recovery", "without-recovery", "two")
+            }
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return figures(found["with-recovery"], found["without-recovery"], found["two"])
+
+
+def measured(bootstrap: str, folder: Path, name: str, num_events: int) -> Rate:
+    """One run, and what it left."""
+    say(f"the join: {name}")
+    settings = settings_for(bootstrap, name, WINDOW_S)
+    processes, recovery = 2 if name == "two" else 1, name != "without-recovery"
+    with started(settings, folder / name, processes=processes, recovery=recovery) as job:
+        job.watch(lambda _: False, LIMIT_S)
+        found = rate(job, num_events)
+        say(f"{name}: {found.events_s:,.0f} events/s, {found.events_cpu_s:,.0f} a CPU second")
+        return found
+
+
+def rate(job: Job, num_events: int) -> Rate:
+    """Events a second while the windows were full.
+
+    Raises:
+        RuntimeError: it read other events than those that were written.
+    """
+    full = [look for look in job.looks if look.closed > 0]
+    read = [look for look in full if look.events >= num_events]
+    if not read or read[0].events != num_events or len(full) == len(read):
+        raise RuntimeError(
+            f"of {num_events:,} events, {full[-1].events if full else 0:,} were read"
+        )
+    first, last = full[0], read[0]
+    within = [look for look in full if look.at_s <= last.at_s]
+    return Rate(
+        events_s=(last.events - first.events) / (last.at_s - first.at_s),
+        events_cpu_s=(last.events - first.events) / (sum(last.cpu_s) - sum(first.cpu_s)),
+        busiest_cpu_s=max(job.looks[-1].cpu_s),
+        pending=min(look.pending for look in within),
+        snapshots_s=last.snapshot_s - first.snapshot_s,
+        num_events=last.events - first.events,
+    )
+
+
+def figures(saved: Rate, unsaved: Rate, two: Rate) -> list[Figure]:
+    """What was measured, beside the bars."""
+    least = f"{saved.pending:,.0f} impressions or more pending"
+    rates = {
+        "recovery on": saved,
+        "recovery off": unsaved,
+        "two processes, recovery on": two,
+    }
+    lost = 100 * (1 - saved.events_s / unsaved.events_s)
+    lost_cpu = 100 * (1 - saved.events_cpu_s / unsaved.events_cpu_s)
+    busy = saved.busiest_cpu_s / two.busiest_cpu_s
+    return [
+        at_least(
+            "Kafka, one process, recovery on",
+            saved.events_s,
+            "events/s",
+            LEAST_EVENTS_S,
+            f"{least}, a snapshot every 10 s, {saved.num_events:,.0f} events measured",
+        ),
+        *(
+            Figure(name=f"Kafka, {name}, CPU", value=found.events_cpu_s, unit="events/CPU s")
+            for name, found in rates.items()
+        ),
+        at_most(
+            "Kafka, lost to recovery",
+            lost,
+            "%",
+            MOST_LOST,
+            f"of {unsaved.events_s:,.0f} events/s; in CPU time {lost_cpu:.1f} %; "
+            f"in snapshots {saved.snapshots_s:.1f} s",
+        ),
+        at_least(
+            "Kafka, two processes over one, a core each",
+            busy,
+            "x",
+            LEAST_SPEED_UP,
+            "CPU time of the one process over that of the busier of the two, whole run",
+        ),
+        Figure(
+            name="Kafka, two processes over one, wall clock",
+            value=two.events_s / saved.events_s,
+            unit="x",
+            note=f"{os.cpu_count()} cores shared with the broker; {two.events_s:,.0f} events/s",
+        ),
+    ]

@@ -1,0 +1,193 @@
+"""The benchmark's events in Kafka: a broker of its own, and topics that are filled beforehand.
+
+Two partitions a topic. The predictions stand there as `flows/fm_inference` writes them: Arrow
+messages of the rows of a few thousand impressions, with the teacher's progress behind them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from confluent_kafka import Producer
+
+from benchmarks.das import events
+from benchmarks.das.part import say
+from flows.broker import EmbeddedKafka
+from flows.consumer import PartitionConsumer
+from flows.event_encoding import arrow_events, json_events
+from flows.fm_inference import encoded
+from flows.kafka_client import client_config, ensure_topics, producer_config
+from flows.producer import OPTIONS
+from flows.records import END_HEADER, END_MS, prediction_schema, shard_of
+from flows.settings import Settings
+
+PARTITIONS = 2
+CHUNK = 100_000
+MICRO_BATCH = 8192
+"""Impressions of a partition that the teacher scores together."""
+FLUSH_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filled:
+    """What stands in the topics."""
+
+    impressions: int
+    labels: int
+
+    @property
+    def num_events(self) -> int:
+        """Of all three inputs."""
+        return 2 * self.impressions + self.labels
+
+
+@contextmanager
+def broker(work_folder: Path) -> Iterator[EmbeddedKafka]:
+    """An Apache Kafka for one part of the benchmark; its data are gone at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="kafka-", dir=work_folder))
+    try:
+        with EmbeddedKafka(folder / "kafka") as kafka:
+            yield kafka
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def settings_for(
+    bootstrap: str, name: str, window_s: float, das: dict[str, Any] | None = None, **more: Any
+) -> Settings:
+    """Configuration of one run: inputs shared by all runs on a broker, outputs of its own.
+
+    Args:
+        bootstrap: of the broker.
+        name: of the run.
+        window_s: of the one task.
+        das: settings of the join that differ from the defaults.
+        more: further tables of the configuration.
+    """
+    raw = events.settings().model_dump()
+    raw["tasks"] = [{"name": "click", "window_s": window_s}]
+    raw["kafka"] = {"bootstrap": bootstrap}
+    raw["teacher"] = {"version": "as_of"}
+    raw["das"] = {"recovery_every_s": 10.0, "repeat_horizon_s": window_s, **(das or {})}
+    for topic in ("examples", "dead_letters"):
+        raw["topics"][topic]["name"] = f"{topic}-{name}"
+    found = Settings.model_validate({**raw, **more})
+    ensure_topics(found)
+    return found
+
+
+def fill(settings: Settings, rows: int, form: str = "json") -> Filled:
+    """Write the events of `rows` impressions, and the ends of the logs."""
+    say(f"writing {rows:,} impressions, their labels and predictions to Kafka")
+    writer = Writer(settings, form)
+    times_N, labels = events.times(rows)
+    for start in range(0, rows, CHUNK):
+        writer.impressions(events.impressions(start, times_N[start : start + CHUNK]))
+        writer.predictions(events.predictions(start, times_N[start : start + CHUNK]))
+    writer.labels(labels.drop("shown_ms"))
+    writer.end()
+    say("written")
+    return Filled(impressions=rows, labels=labels.height)
+
+
+class Writer:
+    """Writes events: those at even places of the stream to partition 0, the others to 1."""
+
+    def __init__(self, settings: Settings, form: str = "json") -> None:
+        self._settings, self._form = settings, form
+        self._producer = Producer({**producer_config(settings.kafka), **OPTIONS})
+        self._producer.list_topics(timeout=FLUSH_S)  # it knows all partitions from now on
+        self._schema = prediction_schema(settings)
+        self._offsets = [0] * PARTITIONS  # in impressions
+
+    def impressions(self, found: pl.DataFrame) -> None:
+        """Write impressions."""
+        self._events(self._settings.topics.impressions.name, found)
+
+    def labels(self, found: pl.DataFrame) -> None:
+        """Write labels."""
+        self._events(self._settings.topics.labels.name, found)
+
+    def predictions(self, found: pl.DataFrame, progress_ms: int | None = None) -> None:
+        """Write predictions, and how far they go: to the last of them, if not said otherwise."""
+        for partition in range(PARTITIONS):
+            mine = found[partition::PARTITIONS]
+            for start in range(0, max(1, mine.height), MICRO_BATCH):
+                self._batch(partition, mine[start : start + MICRO_BATCH], progress_ms)
+        self._wait()
+
+    def end(self) -> None:
+        """Write the ends of all logs."""
+        topics = self._settings.topics
+        for topic in (topics.impressions, topics.labels):
+            for partition in range(PARTITIONS):
+                headers = {END_HEADER: b""}
+                self._producer.produce(topic.name, None, partition=partition, headers=headers)
+        for partition in range(PARTITIONS):
+            self._progress(self._schema.empty_table(), partition, END_MS)
+        self._wait()
+
+    def _events(self, topic: str, found: pl.DataFrame) -> None:
+        for partition in range(PARTITIONS):
+            mine = found[partition::PARTITIONS].to_arrow()
+            if self._form == "json":
+                values = json_events(mine)
+            else:
+                tables = (mine.slice(i, MICRO_BATCH) for i in range(0, len(mine), MICRO_BATCH))
+                values = [arrow_events(table) for table in tables]
+            for value in values:
+                self._send(topic, value, partition)
+        self._wait()
+
+    def _batch(self, partition: int, found: pl.DataFrame, progress_ms: int | None) -> None:
+        at = self._offsets[partition]
+        self._offsets[partition] += found.height
+        offset_N = np.arange(at, at + found.height)
+        places = {"offset": offset_N, "index": np.zeros(found.height, dtype=np.int32)}
+        if self._form != "json":
+            places = {"offset": offset_N // MICRO_BATCH, "index": offset_N % MICRO_BATCH}
+        columns = {**dict(zip(found.columns, found.get_columns(), strict=True)), **places}
+        columns["partition"] = np.full(found.height, partition)
+        rows = pl.DataFrame(columns).select(self._schema.names).to_arrow().cast(self._schema)
+        if progress_ms is None:
+            progress_ms = int(rows["ts_ms"][-1].as_py())
+        self._progress(rows, partition, progress_ms)
+
+    def _progress(self, rows: pa.Table, partition: int, progress_ms: int) -> None:
+        topic = self._settings.topics.fm_predictions.name
+        to_N = shard_of(rows["impression_id"], self._settings.das.shards) % PARTITIONS
+        for to in range(PARTITIONS):
+            for value, _ in encoded(rows.filter(pa.array(to_N == to)), partition, progress_ms):
+                self._send(topic, value, to)
+
+    def _send(self, topic: str, value: bytes, partition: int) -> None:
+        while True:
+            try:
+                self._producer.produce(topic, value, partition=partition)
+                return
+            except BufferError:
+                self._producer.poll(0.05)
+
+    def _wait(self) -> None:
+        waiting = self._producer.flush(FLUSH_S)
+        if waiting:
+            raise RuntimeError(f"{waiting} messages without acknowledgement after {FLUSH_S:.0f} s")
+
+
+def num_messages(settings: Settings, topic: str) -> int:
+    """Messages in a topic."""
+    total = 0
+    for partition in range(PARTITIONS):
+        consumer = PartitionConsumer(client_config(settings.kafka), topic, partition, None)
+        total += consumer.lag()
+        consumer.close()
+    return total
