@@ -150,12 +150,12 @@ def chosen(
     since: str | None,
 ) -> tuple[LetterLog, pl.DataFrame]:
     """The log, and those of its letters that a command names."""
-    from flows.letter_choice import Choice, parsed_moment, parsed_places
+    from flows.letter_choice import Choice, parsed_places, parsed_since
     from flows.letter_log import LetterLog
 
     try:
         choice = Choice(topic=topic, reason=reason, places=parsed_places(places or ()))
-        since_ms = None if since is None else parsed_moment(since)
+        since_ms = None if since is None else parsed_since(since)
     except ValueError as error:
         fail(str(error))
     log = LetterLog(settings)

@@ -92,10 +92,14 @@ def ensure_topics(settings: Settings, wait_s: float = WAIT_S) -> None:
         SettingsError: a topic exists with another number of partitions.
         RuntimeError: a topic cannot be created, or gets no leader within `wait_s`.
     """
-    config = client_config(settings.kafka)
-    admin = AdminClient(config, logger=logger)
     wanted = [topic for _, topic in settings.topics]
-    compacted = settings.topics.snapshots.name
+    ensure(settings.kafka, wanted, settings.topics.snapshots.name, wait_s)
+
+
+def ensure(kafka: Kafka, wanted: list[Topic], compacted: str = "", wait_s: float = WAIT_S) -> None:
+    """As `ensure_topics`, for any topics; the one named `compacted` keeps the newest of a key."""
+    config = client_config(kafka)
+    admin = AdminClient(config, logger=logger)
     found = cluster(admin, config["bootstrap.servers"], wait_s)
     create(admin, [t for t in wanted if t.name not in found.topics], compacted, wait_s)
     deadline = time.monotonic() + wait_s

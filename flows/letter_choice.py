@@ -79,8 +79,8 @@ def parsed_places(texts: Sequence[str]) -> tuple[Place, ...]:
     return tuple(found)
 
 
-def parsed_moment(text: str, option: str = "--since") -> int:
-    """Time in ms of an age as `10m`, or of a time in ISO 8601 (UTC unless it says).
+def parsed_since(text: str) -> int:
+    """Wall clock in ms of an age as `10m`, or of a time in ISO 8601 (UTC unless it says).
 
     Raises:
         ValueError: it is neither.
@@ -88,12 +88,23 @@ def parsed_moment(text: str, option: str = "--since") -> int:
     age = AGE.fullmatch(text)
     if age is not None:
         return round(1000 * (time.time() - float(age["number"]) * UNITS_S[age["unit"]]))
+    return parsed_time(text, "--since is an age as 90s, 10m, 2h or 1d, or a time")
+
+
+def parsed_time(text: str, rule: str) -> int:
+    """Time in ms of ISO 8601 (UTC unless it says).
+
+    Args:
+        text: as it is typed.
+        rule: names the option, for the message.
+
+    Raises:
+        ValueError: it is no time.
+    """
     try:
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:
-        raise ValueError(
-            f"{option} is an age as 90s, 10m, 2h or 1d, or a time as 2026-01-31T12:00, got {text!r}"
-        ) from None
+        raise ValueError(f"{rule} as 2026-01-31T12:00, got {text!r}") from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
     return round(1000 * moment.timestamp())

@@ -21,7 +21,7 @@ from flows.config_file import dump
 from flows.dead_letters import DeadLetters
 from flows.events import EventReader
 from flows.kafka_client import client_config
-from flows.letter_choice import Choice, parsed_moment, parsed_places
+from flows.letter_choice import Choice, parsed_places, parsed_since
 from flows.letter_log import SCHEMA, LetterLog, distinct, messages_between
 from flows.letter_replay import ReplayRefused, check_destinations
 from flows.letter_tables import letter_text, payload_lines, summed
@@ -90,12 +90,12 @@ def test_place_that_is_none_is_named(text: str) -> None:
 def test_since_is_an_age_or_a_time() -> None:
     now_ms = 1000 * time.time()
     for text, age_s in (("90s", 90), ("1.5m", 90), ("2h", 7200), ("1d", 86_400)):
-        assert parsed_moment(text) == pytest.approx(now_ms - 1000 * age_s, abs=10_000)
-    assert parsed_moment("2026-01-31T12:00") == parsed_moment("2026-01-31T13:00:00+01:00")
-    assert parsed_moment("1970-01-02") == 86_400_000
+        assert parsed_since(text) == pytest.approx(now_ms - 1000 * age_s, abs=10_000)
+    assert parsed_since("2026-01-31T12:00") == parsed_since("2026-01-31T13:00:00+01:00")
+    assert parsed_since("1970-01-02") == 86_400_000
     for bad in ("", "10", "10w", "yesterday"):
         with pytest.raises(ValueError, match="--since is an age as"):
-            parsed_moment(bad)
+            parsed_since(bad)
 
 
 def test_payload_is_text_or_hexadecimal_digits() -> None:

@@ -1,0 +1,332 @@
+"""Backfills over a real Kafka: what the join wrote, again, whole or in part, killed or not."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from flows.backfill import MANIFEST, ParquetTarget, Target, TopicTarget, Watch, backfill
+from flows.backfill_plan import BackfillRefused, Request, parsed_offsets
+from flows.backfill_result import Result
+from flows.config_file import dump
+from flows.das import run
+from flows.example_reader import ExampleReader, Place
+from flows.kafka_client import client_config
+from flows.records import BEGIN_MS, END_MS, example_schema
+from flows.run_folder import RunFolder
+from flows.runner import Placement
+from flows.settings import Settings, Topic
+from tests.processes import tethered
+from tests.test_das import (
+    NUM_STAGES,
+    START_MS,
+    Log,
+    Written,
+    elsewhere,
+    eventually,
+    examples,
+    messages,
+    written,
+)
+
+__all__ = ["written"]
+
+EVERYTHING = Request(starts={}, ends={})
+LONGEST_MS = 60_000
+UNSEEN = Watch(on_offsets=lambda _, __: None, on_rows=lambda _, __: None)
+
+
+def filled(settings: Settings, target: Target, request: Request = EVERYTHING) -> Result:
+    result = backfill(settings, request, target, UNSEEN)
+    assert result is not None
+    return result
+
+
+def with_topic(settings: Settings, name: str) -> Settings:
+    """The settings of a consumer of another topic of examples."""
+    topic = Topic(name=name, partitions=settings.topics.examples.partitions)
+    topics = settings.topics.model_copy(update={"examples": topic})
+    return settings.model_copy(update={"topics": topics})
+
+
+def rows_of(tables: dict[int, pa.Table]) -> pl.DataFrame:
+    """Examples in one frame, by shard and number."""
+    frame = pl.from_arrow(pa.concat_tables(t for t in tables.values() if t.num_rows))
+    assert isinstance(frame, pl.DataFrame)
+    return frame.sort("shard", "number")
+
+
+def read_parquet(path: Path, settings: Settings) -> pl.DataFrame:
+    """A data set in the columns of an example, by shard and number."""
+    table = ds.dataset(path, partitioning="hive").to_table()
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    frame = frame.with_columns(pl.col("domain").cast(pl.String))
+    return frame.select(example_schema(settings).names).sort("shard", "number")
+
+
+def same(found: pl.DataFrame, wanted: pl.DataFrame) -> bool:
+    return found.equals(wanted.select(found.columns).cast(found.schema))
+
+
+def in_range(rows: pl.DataFrame, low_ms: int, high_ms: int) -> pl.DataFrame:
+    """Examples of a range as a backfill numbers them."""
+    kept = rows.filter(pl.col("ts_ms").is_between(low_ms, high_ms, closed="left"))
+    return kept.with_columns(pl.int_range(pl.len()).over("shard").alias("number"))
+
+
+@pytest.mark.kafka
+def test_backfill_to_parquet_is_what_the_join_wrote(written: Written, tmp_path: Path) -> None:
+    target = ParquetTarget(tmp_path / "examples")
+    result = filled(written.settings, target)
+    wanted = rows_of(written.examples)
+    assert same(read_parquet(tmp_path / "examples", written.settings), wanted)
+    assert (result.examples, result.left_open, result.through_ms) == (len(wanted), 0, END_MS)
+    for task in ("click", "conversion"):
+        masked = wanted.filter(pl.col(f"mask_{task}"))
+        counts = (result.counts[f"examples.{task}"], result.counts[f"positives.{task}"])
+        assert counts == (len(masked), masked[f"label_{task}"].sum())
+    assert not target.folder.exists()
+    with pytest.raises(BackfillRefused, match="is finished"):
+        filled(written.settings, target)
+
+
+@pytest.mark.kafka
+def test_parquet_files_are_the_order_of_learning_by_day_and_domain(
+    written: Written, tmp_path: Path
+) -> None:
+    filled(written.settings, ParquetTarget(tmp_path / "examples"))
+    settings = written.settings
+    learned = pl.concat(ready_tables(settings, written.examples))
+    day = pl.from_epoch("ts_ms", time_unit="ms").dt.strftime("%Y-%m-%d")
+    parts = learned.with_columns(day.alias("day")).partition_by("day", "domain", as_dict=True)
+    assert parts
+    for (on, domain), wanted in parts.items():
+        folder = tmp_path / "examples" / f"day={on}" / f"domain={domain}"
+        found = pl.read_parquet(folder / "part-0.parquet", hive_partitioning=False)
+        assert same(found, wanted)
+    files = sorted((tmp_path / "examples").rglob("*.parquet"))
+    assert len(files) == len(parts)
+    filled(settings, ParquetTarget(tmp_path / "again"))
+    for path in files:
+        twin = tmp_path / "again" / path.relative_to(tmp_path / "examples")
+        assert twin.read_bytes() == path.read_bytes()
+
+
+def ready_tables(settings: Settings, made: dict[int, pa.Table]) -> list[pl.DataFrame]:
+    """Examples as a trainer merges them."""
+    schema, shards = example_schema(settings), settings.das.shards
+    reader = ExampleReader(
+        Place.start(shards, shards),
+        settings.das.bucket_ms,
+        schema,
+        lambda table: pa.array([True] * len(table)).to_numpy(zero_copy_only=False),
+    )
+    for shard, table in made.items():
+        rows = table.select(schema.names).cast(schema)
+        num = len(table)
+        reader.put(shard, 0, rows, {"shard": shard, "first": 0, "through_ms": END_MS, "total": num})
+    ready = reader.take()
+    assert ready is not None
+    frame = pl.from_arrow(ready.table)
+    assert isinstance(frame, pl.DataFrame)
+    return [frame]
+
+
+@pytest.mark.kafka
+def test_backfill_to_a_topic_is_what_the_join_wrote(written: Written, tmp_path: Path) -> None:
+    name = f"again-{uuid.uuid4().hex[:8]}"
+    target = TopicTarget(RunFolder(tmp_path), name)
+    result = filled(written.settings, target)
+    assert examples(with_topic(written.settings, name)) == written.examples
+    assert result.counts["bytes"] > 0
+    assert ends(with_topic(written.settings, name)) == {0, 1}
+    with pytest.raises(BackfillRefused, match="is finished"):
+        filled(written.settings, target)
+    with pytest.raises(BackfillRefused, match="holds messages of another writer"):
+        filled(written.settings, TopicTarget(RunFolder(tmp_path / "other"), name))
+    own = written.settings.topics.examples.name
+    with pytest.raises(BackfillRefused, match="is a topic of the run"):
+        filled(written.settings, TopicTarget(RunFolder(tmp_path), own))
+
+
+def ends(settings: Settings) -> set[int]:
+    """Shards whose newest mark says that all rows are there and nothing follows."""
+    totals = {s: table.num_rows for s, table in examples(settings).items()}
+    return {
+        header["shard"]
+        for p in range(settings.topics.examples.partitions)
+        for _, header in messages(settings, p)
+        if header["through_ms"] == END_MS and header["total"] == totals[header["shard"]]
+    }
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("to", ["topic", "parquet"])
+def test_backfill_of_a_time_range_is_the_examples_of_its_impressions(
+    written: Written, tmp_path: Path, to: str
+) -> None:
+    low_ms, high_ms = START_MS + 50_123, START_MS + 120_456
+    settings, name = written.settings, f"part-{uuid.uuid4().hex[:8]}"
+    target = (
+        ParquetTarget(tmp_path / "part")
+        if to == "parquet"
+        else TopicTarget(RunFolder(tmp_path), name)
+    )
+    result = filled(settings, target, replace(EVERYTHING, from_ms=low_ms, to_ms=high_ms))
+    wanted = in_range(rows_of(written.examples), low_ms, high_ms)
+    if to == "parquet":
+        assert same(read_parquet(tmp_path / "part", settings), wanted)
+    else:
+        assert same(rows_of(examples(with_topic(settings, name))), wanted)
+    assert (result.examples, result.left_open) == (len(wanted), 0)
+
+
+@pytest.mark.kafka
+def test_backfill_of_a_live_log_leaves_open_windows_out(
+    kafka_settings: Settings, tmp_path: Path
+) -> None:
+    log = Log(kafka_settings)
+    for stage in range(2):
+        log.write(stage)
+    result = filled(kafka_settings, ParquetTarget(tmp_path / "early"))
+    for stage in range(2, NUM_STAGES):  # what comes later is not in it
+        log.write(stage)
+    settings = elsewhere(kafka_settings)
+    run(settings, RunFolder(tmp_path / "run"), Placement())
+    through_ms = result.through_ms
+    assert START_MS + 80_000 < through_ms < START_MS + 100_000
+    wanted = rows_of(examples(settings)).filter(pl.col("closed_ts_ms") < through_ms)
+    assert same(read_parquet(tmp_path / "early", settings), wanted)
+    written_ms = START_MS + 100_000
+    shown = [e["ts_ms"] for _, e in log.impressions if e["ts_ms"] < written_ms]
+    closed = wanted.filter(pl.col("mask_conversion"))["impression_id"].n_unique()
+    repeats = len(shown) - len({e["impression_id"] for _, e in log.impressions[: len(shown)]})
+    assert len(shown) - closed - repeats <= result.left_open <= len(shown) - closed
+    assert result.held_by
+
+
+@pytest.mark.kafka
+def test_a_quiet_partition_holds_windows_back_unless_it_is_left_out(
+    kafka_settings: Settings, tmp_path: Path
+) -> None:
+    log = Log(kafka_settings, num=400)
+    log.labels = [(0, label) for _, label in log.labels]
+    for stage in range(2):
+        log.write(stage)
+    with pytest.raises(BackfillRefused, match=r"partition 1 holds no record .* --leave-out-quiet"):
+        filled(kafka_settings, ParquetTarget(tmp_path / "strict"))
+    request = replace(EVERYTHING, leave_out_quiet=True)
+    result = filled(kafka_settings, ParquetTarget(tmp_path / "loose"), request)
+    rows = read_parquet(tmp_path / "loose", kafka_settings)
+    assert rows["closed_ts_ms"].max() < result.through_ms  # type: ignore[operator]
+    shown = {e["impression_id"]: e["ts_ms"] for _, e in log.impressions}
+    wanted = sum(ts + w < result.through_ms for ts in shown.values() for w in (10_000, LONGEST_MS))
+    assert len(rows) == wanted > 0
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("to", ["topic", "parquet"])
+def test_backfill_goes_on_after_kills_and_stops(written: Written, tmp_path: Path, to: str) -> None:
+    raw = written.settings.model_dump()
+    raw["das"] |= {"recovery_every_s": 0.02, "max_batch": 4}  # many snapshots on the way
+    settings, name = Settings.model_validate(raw), f"again-{uuid.uuid4().hex[:8]}"
+    folder = RunFolder(tmp_path / "run")
+    folder.root.mkdir()
+    folder.config.write_text(dump(settings), encoding="utf-8")
+    out = tmp_path / "examples"
+    output = ["--parquet", str(out)] if to == "parquet" else ["--topic", name]
+    state = folder.root / "backfills" / name if to == "topic" else tmp_path / ".examples.backfill"
+    command = [sys.executable, "-m", "flows.cli", "backfill", "--run", str(folder.root), *output]
+    for stop in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        before = snapshots(state)
+        process = subprocess.Popen(tethered(command), stdout=subprocess.DEVNULL)
+        try:
+            eventually(lambda before=before: snapshots(state) > before)  # type: ignore[misc]
+            process.send_signal(stop)
+            code = process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
+        assert code in (0, 130, -signal.SIGKILL)
+        if code == 0:
+            break
+    else:
+        assert not out.exists()
+        subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    wanted = rows_of(written.examples)
+    if to == "parquet":
+        assert same(read_parquet(out, settings), wanted)
+        assert (out / MANIFEST).exists()
+    else:
+        assert same(rows_of(examples(with_topic(settings, name))), wanted)
+
+
+def snapshots(folder: Path) -> int:
+    """Grows with each recovery snapshot of an unfinished backfill."""
+    stores = (folder / "state" / "recovery").glob("*.sqlite3*")
+    return sum(path.stat().st_mtime_ns for path in stores)
+
+
+@pytest.mark.kafka
+def test_backfill_refuses_what_is_deleted(written: Written, tmp_path: Path) -> None:
+    settings = written.settings
+    topic = settings.topics.labels.name
+    admin = AdminClient(client_config(settings.kafka))
+    place = TopicPartition(topic, 0, 20)
+    for future in admin.delete_records([place]).values():
+        future.result()
+    with pytest.raises(
+        BackfillRefused, match=rf"{topic}' partition 0: offsets 0 to 19 are deleted"
+    ):
+        filled(settings, ParquetTarget(tmp_path / "all"))
+    early = replace(EVERYTHING, starts={(topic, 0): 19})
+    with pytest.raises(BackfillRefused, match=r"offsets 19 to \d+ are not all there: it holds"):
+        filled(settings, ParquetTarget(tmp_path / "early"), early)
+    given = replace(EVERYTHING, starts={(topic, 0): 20})
+    assert filled(settings, ParquetTarget(tmp_path / "given"), given).examples > 0
+
+
+@pytest.mark.kafka
+def test_backfill_goes_on_with_the_same_request_only(written: Written, tmp_path: Path) -> None:
+    target = ParquetTarget(tmp_path / "examples")
+    begun = RunFolder(target.folder)
+    broken = written.settings.model_copy(
+        update={"das": written.settings.das.model_copy(update={"max_batch": 1})}
+    )
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(done: int, _: int) -> None:
+        if done > 50:
+            raise Interrupted
+
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        backfill(broken, EVERYTHING, target, replace(UNSEEN, on_offsets=interrupt))
+    assert (begun.root / "plan.json").exists()
+    with pytest.raises(BackfillRefused, match=r"unfinished backfill of another range[^$]*to_ms"):
+        filled(written.settings, target, replace(EVERYTHING, to_ms=START_MS))
+    filled(written.settings, target)
+    assert same(read_parquet(tmp_path / "examples", broken), rows_of(written.examples))
+
+
+def test_a_request_says_what_is_wrong_with_it() -> None:
+    with pytest.raises(BackfillRefused, match=r"--from .* must be before --to"):
+        replace(EVERYTHING, from_ms=1000, to_ms=1000)
+    assert parsed_offsets("--start", ["labels:0:17"]) == {("labels", 0): 17}
+    for bad in ("labels", "labels:0", "labels:x:1", ":0:1", "labels:0:-1"):
+        with pytest.raises(ValueError, match="--start is TOPIC:PARTITION:OFFSET, got"):
+            parsed_offsets("--start", [bad])
+    assert replace(EVERYTHING).from_ms == BEGIN_MS
