@@ -24,6 +24,7 @@ from flows.kafka_client import client_config
 from flows.read_ahead import ReadAhead
 from flows.records import BEGIN_MS, END_MS, PredictionHeader, decode, prediction_schema, shard_of
 from flows.runner import stop_requested
+from flows.segments import times
 from flows.settings import Settings
 from flows.watermarks import TEACHER, Source
 from monitoring.metrics import SOURCE_EVENTS, SOURCE_LAG
@@ -41,18 +42,27 @@ PredictionState: TypeAlias = "tuple[int, dict[int, int]]"
 
 
 def rows_by_shard(kind: str, table: pa.Table, shards: int) -> list[Item]:
-    """An item for each shard that has rows, holding those only."""
+    """An item for each shard that has rows, holding those only, by event time."""
     if not table.num_rows:
         return []
-    shard_N = shard_of(table.column("impression_id"), shards)
-    order_N = np.argsort(shard_N, kind="stable")
-    ends = np.cumsum(np.bincount(shard_N, minlength=shards))
+    shard_N = shard_of(table.column("impression_id"), shards).astype(np.int16)
+    by_time_N = np.argsort(times(table), kind="stable")
+    order_N = by_time_N[np.argsort(shard_N[by_time_N], kind="stable")]
+    (batch,) = table.take(order_N).combine_chunks().to_batches()
     items: list[Item] = []
-    for shard, rows in enumerate(np.split(order_N, ends[:-1])):
-        if len(rows):
-            mine = table.take(rows).combine_chunks()
+    start = 0
+    for shard, rows in enumerate(np.bincount(shard_N, minlength=shards).tolist()):
+        if rows:
+            mine = compact(batch.slice(start, rows))
             items.append((str(shard), ("rows", shard, kind, mine)))
+            start += rows
     return items
+
+
+def compact(batch: pa.RecordBatch) -> pa.Table:
+    """Rows in buffers of their own: a slice would take its whole parent to another process."""
+    own = pa.ipc.read_record_batch(batch.serialize(), batch.schema)
+    return pa.Table.from_batches([own])
 
 
 class InputPartition(StatefulSourcePartition[Item, Any]):

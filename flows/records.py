@@ -11,8 +11,9 @@ import json
 from typing import Any, TypedDict
 
 import numpy as np
+import polars as pl
+import polars_hash
 import pyarrow as pa
-import xxhash
 
 from flows.settings import Settings
 from models.schema import Feature
@@ -155,9 +156,9 @@ def shard_of(
     impression_ids: pa.Array | pa.ChunkedArray, shards: int
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Shard of each impression, shape [N], in [0, shards): xxh64 of the id, the same for ever."""
-    digest = xxhash.xxh64_intdigest
-    ids = impression_ids.to_pylist()
-    return np.fromiter((digest(i.encode()) % shards for i in ids), dtype=np.int64, count=len(ids))
+    ids = pl.DataFrame({"id": pl.from_arrow(impression_ids)})
+    hash_N = ids.select(polars_hash.col("id").nchash.xxhash64()).to_series().to_numpy()
+    return (hash_N % np.uint64(shards)).astype(np.int64)
 
 
 def floor_ms(ts_ms: int, step_ms: int) -> int:
