@@ -15,7 +15,10 @@ from flows.records import example_schema, impression_schema, prediction_schema
 from flows.run_folder import write_json
 from flows.settings import Settings, SettingsError
 
-FORMAT_VERSION = 1
+GROWING = ("impressions", "labels")
+"""Topics to which partitions may be added while a state lives."""
+
+FORMAT_VERSION = 2
 
 
 def recovery_folder(state: Path) -> Path:
@@ -31,6 +34,8 @@ def shards_folder(state: Path) -> Path:
 def claim(state: Path, settings: Settings) -> None:
     """Check that the state in a folder fits the configuration; note what a new one is made for.
 
+    Partitions may be added to the topics of impressions and labels.
+
     Raises:
         SettingsError: it was made for another configuration.
     """
@@ -38,7 +43,8 @@ def claim(state: Path, settings: Settings) -> None:
     if not path.exists():
         write_json(path, wanted)
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    before = json.loads(path.read_text(encoding="utf-8"))
+    found = grown(before, wanted)
     changed = [key for key in wanted if found.get(key) != wanted[key]]
     if changed:
         lines = [f"{key}: {found.get(key)!r} there, {wanted[key]!r} configured" for key in changed]
@@ -46,6 +52,18 @@ def claim(state: Path, settings: Settings) -> None:
             f"{state}: the state was made for another configuration; take that one again, or "
             f"start a new run:\n" + "\n".join(lines)
         )
+    if found != before:
+        write_json(path, found)
+
+
+def grown(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """What a state was made for, with the partitions that are wanted where they are more."""
+    topics = dict(found.get("topics", {}))
+    for name in GROWING:
+        if name in topics:
+            (had, partitions), (has, more) = topics[name], wanted["topics"][name]
+            topics[name] = [had, max(partitions, more) if had == has else partitions]
+    return {**found, "topics": topics}
 
 
 def made_for(settings: Settings) -> dict[str, Any]:
@@ -55,7 +73,11 @@ def made_for(settings: Settings) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "das.shards": settings.das.shards,
         "das.bucket_s": settings.das.bucket_s,
-        "tasks": [[t.name, t.window_ms] for t in settings.tasks],
+        "tasks": [
+            [t.name, t.window_ms, t.given, t.early, t.late_labels, t.repeated_labels]
+            for t in settings.tasks
+        ],
+        "das.correction_horizon_s": horizon_s(settings),
         "topics": {
             name: [topic.name, topic.partitions]
             for name, topic in topics
@@ -70,3 +92,9 @@ def made_for(settings: Settings) -> dict[str, Any]:
             )
         ],
     }
+
+
+def horizon_s(settings: Settings) -> float | None:
+    """How far corrections look back; None: no task corrects late labels."""
+    corrects = any(t.late_labels == "correct" for t in settings.tasks)
+    return settings.das.correction_horizon_s if corrects else None

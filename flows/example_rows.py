@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flows.leaving import Leaving
 from flows.records import (
     ExampleHeader,
     encode,
@@ -30,39 +30,32 @@ class ExampleRows:
         self._schema = example_schema(settings)
         self._copied = [f.name for f in impression_columns(settings)]
         self._tasks = [t.name for t in settings.tasks]
-        self._ranks = ranks(settings)
         self._shard = shard
 
     def build(
-        self,
-        impressions: pa.Table,
-        due: pl.DataFrame,
-        labels: pl.DataFrame,
-        predictions: pa.Table,
-        first: int,
+        self, impressions: pa.Table, leaving: Leaving, predictions: pa.Table, first: int
     ) -> pa.Table:
         """Examples in their order.
 
         Args:
             impressions: of each example, in order.
-            due: columns closed_ms and rank of the window, in the same order.
-            labels: row, task, value.
+            leaving: their rows, in order.
             predictions: of each example, in order; nulls where there is none.
             first: number of the first example.
         """
         n = impressions.num_rows
         columns: dict[str, Any] = {name: impressions.column(name) for name in self._copied}
-        rank = due["rank"].to_numpy()
-        for task, (name, of_window) in enumerate(zip(self._tasks, self._ranks, strict=True)):
-            mask = pa.array(rank == of_window)
+        correction = leaving.rows["correction"].to_numpy()
+        for task, name in enumerate(self._tasks):
+            mask, label = pa.array(leaving.masks_NT[:, task]), leaving.labels_NT[:, task]
             logit = predictions.column(f"fm_logit_{name}")
-            columns[f"label_{name}"] = label_column(labels, task, n)
+            columns[f"label_{name}"] = label
             columns[f"mask_{name}"] = mask
             columns[f"fm_logit_{name}"] = pc.if_else(mask, logit, pa.scalar(None, logit.type))
-            DAS_POSITIVES.labels(name).inc(float(np.sum(columns[f"label_{name}"])))
+            DAS_POSITIVES.labels(name).inc(float(np.sum(label, where=correction == 0)))
         columns["fm_version"] = predictions.column("fm_version")
-        columns["closed_ts_ms"] = due["closed_ms"].to_numpy()
-        columns["correction"] = np.zeros(n, dtype=np.int16)
+        columns["closed_ts_ms"] = leaving.rows["closed_ms"].to_numpy()
+        columns["correction"] = correction.astype(np.int16)
         columns["shard"] = np.full(n, self._shard, dtype=np.int16)
         columns["number"] = np.arange(first, first + n, dtype=np.int64)
         table = pa.table(columns, schema=self._schema)
@@ -72,19 +65,6 @@ class ExampleRows:
     def empty(self) -> pa.Table:
         """No example."""
         return self._schema.empty_table()
-
-
-def ranks(settings: Settings) -> list[int]:
-    """Window of each task, as a position in `settings.windows_ms`."""
-    return [settings.windows_ms.index(t.window_ms) for t in settings.tasks]
-
-
-def label_column(labels: pl.DataFrame, task: int, n: int) -> np.ndarray[Any, np.dtype[np.int8]]:
-    """Labels of a task, shape [n]; 0 where none came."""
-    column = np.zeros(n, dtype=np.int8)
-    found = labels.filter(pl.col("task") == task)
-    column[found["row"].to_numpy()] = found["value"].to_numpy()
-    return column
 
 
 def count_domains(table: pa.Table) -> None:

@@ -1,40 +1,68 @@
-"""The label of an example: of the labels of (impression, task) within the window, the first.
+"""Labels that wait for their impression: kept until no row can depend on them, then counted.
 
-First by (event time, value), in whatever order they arrived.
+`known_ms` of a label is when its shard could know it: its event time or, of a straggler (live
+only), the event time that the shard had closed when it arrived.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flows.admission import PLACE
+from flows.label_rules import LabelRules
 from flows.records import ADDRESS, LABELS
-from flows.segments import SegmentFolder, SegmentStore, StoreState
+from flows.segments import SegmentFolder, SegmentStore, StoreState, times
 from monitoring.metrics import DAS_OUTSIDE, DAS_REPEATS, DAS_UNMATCHED
 
-LABEL_ROWS = pa.schema([*LABELS, *ADDRESS])
+ARRIVING = pa.schema([*LABELS, *ADDRESS])
+LABEL_ROWS = pa.schema([*ARRIVING, pa.field("known_ms", pa.int64())])
+STRAGGLERS = pa.schema([LABELS.field(n) for n in ("impression_id", "task", "ts_ms")])
 SEEN = pa.schema([pa.field("ts_ms", pa.int64()), *ADDRESS])
 
 
 class LabelJoin:
-    """Labels that wait for their impression's window to close."""
+    """The labels of one shard."""
 
-    def __init__(self, folder: SegmentFolder, rank_of_task: Sequence[int]) -> None:
-        """Args are the shard's files and the window of each task, as a rank among the windows."""
-        self._rank_of_task = np.array(rank_of_task, dtype=np.int64)
+    def __init__(self, folder: SegmentFolder, rules: LabelRules) -> None:
+        self._rules = rules
         self._labels = SegmentStore(folder, "labels", LABEL_ROWS)
         self._seen = SegmentStore(folder, "seen", SEEN)  # labels that found their impression
+        self._stragglers = SegmentStore(folder, "stragglers", STRAGGLERS)  # ts_ms: known_ms
 
-    def add(self, labels: pa.Table) -> None:
-        """Take labels in."""
+    def add(self, labels: pa.Table, done_ms: int) -> None:
+        """Take labels in.
+
+        Args:
+            labels: `ARRIVING`.
+            done_ms: event time that the shard has closed.
+        """
+        known_ms = np.maximum(times(labels), done_ms)
+        labels = labels.select(ARRIVING.names).append_column("known_ms", pa.array(known_ms))
         self._labels.append(labels)
+        behind = times(labels) < done_ms
+        if self._rules.waking and behind.any():
+            late = labels.filter(pa.array(behind)).drop_columns("ts_ms")
+            self._stragglers.append(late.rename_columns({"known_ms": "ts_ms"}))
+
+    def rows(self, low_ms: int, high_ms: int) -> pl.DataFrame:
+        """Labels with low_ms <= ts_ms < high_ms."""
+        return pl.DataFrame(pl.from_arrow(self._labels.between(low_ms, high_ms)))
+
+    def waking(self, low_ms: int, high_ms: int) -> pa.ChunkedArray:
+        """Ids of impressions that a label of low_ms <= known_ms < high_ms may lead to a row of."""
+        columns = ["impression_id", "task"]
+        parts = [
+            s.between(low_ms, high_ms).select(columns) for s in (self._labels, self._stragglers)
+        ]
+        fresh = pa.concat_tables(parts)
+        tasks = pa.array(self._rules.waking, pa.int16())
+        return fresh.filter(pc.is_in(fresh["task"], value_set=tasks))["impression_id"]
 
     def join(self, due: pl.DataFrame, low_ms: int, high_ms: int) -> pl.DataFrame:
-        """Labels of closing examples.
+        """Labels of closing examples, where no task has a policy: the first of each, inside.
 
         Args:
             due: closing examples: row, impression_id, shown_ms, closed_ms, rank.
@@ -42,20 +70,30 @@ class LabelJoin:
             high_ms: no `closed_ms` is beyond it.
 
         Returns:
-            row, task, value: at most one for each row and task of the row's window.
+            row, task, label: at most one for each row and task of the row's window.
         """
-        labels = pl.DataFrame(pl.from_arrow(self._labels.between(low_ms, high_ms)))
-        rank = pl.Series("rank", self._rank_of_task[labels["task"].to_numpy()])
+        labels = self.rows(low_ms, high_ms)
+        rank = pl.Series("rank", self._rules.ranks_T[labels["task"].to_numpy()])
         pairs = labels.with_columns(rank).join(due, on=["impression_id", "rank"], how="inner")
-        self._seen.append(pairs.select("ts_ms", *PLACE).unique().to_arrow())
-        inside = pairs.filter(
-            (pl.col("shown_ms") <= pl.col("ts_ms")) & (pl.col("ts_ms") < pl.col("closed_ms"))
+        self.saw(pairs)
+        is_inside = (pl.col("shown_ms") <= pl.col("ts_ms")) & (
+            pl.col("ts_ms") < pl.col("closed_ms")
         )
+        inside = pairs.filter(is_inside)
         order = ["row", "task", "ts_ms", "value"]
         first = inside.sort(order).unique(["row", "task"], keep="first", maintain_order=True)
-        DAS_OUTSIDE.inc(pairs.height - inside.height)
+        self.count_outside(pairs.filter(~is_inside), "drop")
         DAS_REPEATS.labels("labels").inc(inside.height - first.height)
-        return first.select("row", "task", "value")
+        return first.select("row", "task", label="value")
+
+    def saw(self, labels: pl.DataFrame) -> None:
+        """Remember that labels found their impression."""
+        self._seen.append(labels.select("ts_ms", *PLACE).unique().to_arrow())
+
+    def count_outside(self, labels: pl.DataFrame, policy: str) -> None:
+        """Count labels outside their window by task."""
+        for task, num in labels["task"].value_counts().iter_rows():
+            DAS_OUTSIDE.labels(self._rules.names[task], policy).inc(num)
 
     def forget(self, before_ms: int) -> None:
         """Forget labels before `before_ms`; those that found no impression are counted."""
@@ -66,17 +104,22 @@ class LabelJoin:
             places = pl.DataFrame(pl.from_arrow(old.select(PLACE)))
             unmatched = places.join(seen, on=PLACE, how="anti").height
             DAS_UNMATCHED.labels("labels").inc(unmatched)
-        self._labels.forget(before_ms)
-        self._seen.forget(before_ms)
+        for store in (self._labels, self._seen, self._stragglers):
+            store.forget(before_ms)
 
     def save(self) -> dict[str, StoreState]:
         """State in plain data."""
-        return {"labels": self._labels.save(), "seen": self._seen.save()}
+        return {
+            "labels": self._labels.save(),
+            "seen": self._seen.save(),
+            "stragglers": self._stragglers.save(),
+        }
 
     def restore(self, state: dict[str, StoreState]) -> None:
         """Go on from what `save` returned."""
         self._labels.restore(state["labels"])
         self._seen.restore(state["seen"])
+        self._stragglers.restore(state["stragglers"])
 
     @property
     def floor_ms(self) -> int:
@@ -86,4 +129,4 @@ class LabelJoin:
     @property
     def num_bytes(self) -> int:
         """Size of the files."""
-        return self._labels.num_bytes + self._seen.num_bytes
+        return sum(s.num_bytes for s in (self._labels, self._seen, self._stragglers))

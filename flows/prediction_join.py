@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import polars as pl
 import pyarrow as pa
 
 from flows.admission import PLACE
 from flows.segments import SegmentFolder, SegmentStore, StoreState
 from monitoring.metrics import DAS_REPEATS, DAS_UNMATCHED
+
+Span = tuple[int, int]
+"""From an event time on, before another."""
 
 
 class PredictionJoin:
@@ -20,18 +25,17 @@ class PredictionJoin:
         """Take predictions in."""
         self._store.append(predictions)
 
-    def join(self, due: pa.Table, low_ms: int, high_ms: int) -> tuple[pa.Table, pa.Array]:
-        """Predictions of closing examples.
+    def join(self, due: pa.Table, spans: Iterable[Span]) -> tuple[pa.Table, pa.Array]:
+        """Predictions of examples.
 
         Args:
-            due: closing examples, with the place of their record.
-            low_ms: earliest event time of their impressions.
-            high_ms: the latest is before it.
+            due: examples, with the place of their record.
+            spans: of the event time of their impressions.
 
         Returns:
             Predictions, and for each row of `due` its row among them, or null.
         """
-        found = self._store.between(low_ms, high_ms)
+        found = pa.concat_tables([self._store.between(*span) for span in united(spans)])
         places = pl.DataFrame(pl.from_arrow(found.select(PLACE))).with_row_index("found")
         first = places.unique(PLACE, keep="first")
         wanted = pl.DataFrame(pl.from_arrow(due.select(PLACE)))
@@ -72,3 +76,14 @@ class PredictionJoin:
     def num_bytes(self) -> int:
         """Size of the files."""
         return self._store.num_bytes
+
+
+def united(spans: Iterable[Span]) -> list[Span]:
+    """The same event time, in order and none of it twice; at least one span."""
+    out: list[Span] = []
+    for low_ms, high_ms in sorted(spans):
+        if out and low_ms <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], high_ms))
+        else:
+            out.append((low_ms, high_ms))
+    return out

@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from flows.admission import Admission
-from flows.example_rows import ExampleRows, Message, messages, ranks
+from flows.admission import PLACE, Admission
+from flows.example_rows import ExampleRows, Message, messages
 from flows.label_join import LabelJoin
+from flows.label_rules import LabelRules
+from flows.leaving import plain
+from flows.policy_join import WOKEN, PolicyJoin
 from flows.prediction_join import PredictionJoin
 from flows.records import BEGIN_MS, END_MS, floor_ms, impression_schema, prediction_schema
 from flows.segments import SegmentFolder, SegmentStore, times
@@ -50,8 +54,11 @@ class Shard:
         self._folder = SegmentFolder(folder / str(index))
         self._impressions = SegmentStore(self._folder, "impressions", impression_schema(settings))
         self._admission = Admission(self._folder, das.repeat_horizon_ms)
-        self._labels = LabelJoin(self._folder, ranks(settings))
+        self._rules = LabelRules.of(settings)
+        self._labels = LabelJoin(self._folder, self._rules)
+        self._policies = PolicyJoin(self._folder, self._rules, self._labels)
         self._predictions = PredictionJoin(self._folder, prediction_schema(settings))
+        self._parts = (self._admission, self._labels, self._policies, self._predictions)
         self._rows = ExampleRows(settings, index)
         self.done_ms = BEGIN_MS
         """Buckets that end here or before are closed."""
@@ -69,10 +76,12 @@ class Shard:
         if kind == "impressions":
             self._take_impressions(rows)
             return
-        join = self._labels if kind == "labels" else self._predictions
-        lost = int((times(rows) < join.floor_ms).sum())
-        DAS_TOO_LATE.labels(kind).inc(lost)
-        join.add(rows)
+        floor_ms = (self._labels if kind == "labels" else self._predictions).floor_ms
+        DAS_TOO_LATE.labels(kind).inc(int((times(rows) < floor_ms).sum()))
+        if kind == "labels":
+            self._labels.add(rows, self.done_ms)
+        else:
+            self._predictions.add(rows)
 
     def take_watermark(self, source: Source, ts_ms: int) -> None:
         """No further row of `source` will precede `ts_ms`."""
@@ -109,15 +118,12 @@ class Shard:
     def save(self) -> dict[str, Any]:
         """State in plain data; rows in memory go to files first."""
         with DAS_SNAPSHOT.time():
-            stores = {
-                "impressions": self._impressions.save(),
-                **self._admission.save(),
-                **self._labels.save(),
-                **self._predictions.save(),
-            }
+            stores = {"impressions": self._impressions.save()}
+            for part in self._parts:
+                stores |= part.save()
         self._folder.retire({f["name"] for s in stores.values() for f in s["files"]})
-        parts = (self._impressions, self._admission, self._labels, self._predictions)
-        DAS_SEGMENT_BYTES.labels(str(self.index)).set(sum(p.num_bytes for p in parts))
+        num_bytes = sum(p.num_bytes for p in (self._impressions, *self._parts))
+        DAS_SEGMENT_BYTES.labels(str(self.index)).set(num_bytes)
         self._gauges.set(self.done_ms, self._pending, self._impressions.oldest_ms)
         return {
             "shard": self.index,
@@ -139,9 +145,8 @@ class Shard:
         named = [f["name"] for s in stores.values() for f in s["files"]]
         self._folder.resume(state["next_file"], named)
         self._impressions.restore(stores["impressions"])
-        self._admission.restore(stores)
-        self._labels.restore(stores)
-        self._predictions.restore(stores)
+        for part in self._parts:
+            part.restore(stores)
         self.done_ms, self._total = state["done_ms"], state["total"]
         self._pending = state["pending"]
         for kind, partition, ts_ms in state["watermarks"]:
@@ -163,6 +168,7 @@ class Shard:
             repeats = self._admission.admit(stragglers)
             DAS_REPEATS.labels("impressions").inc(repeats)
             self._impressions.append(stragglers)
+            self._policies.add_late(stragglers, self.done_ms)
             self._pending += stragglers.num_rows - repeats
             rows = rows.filter(pa.array(~behind))
         self._impressions.append(rows)
@@ -188,9 +194,12 @@ class Shard:
         parts = [self._closing(window_ms, limit_ms) for window_ms in self._windows_ms]
         self._pending -= repeats + parts[-1].num_rows
         examples = self._join(parts, limit_ms)
-        before_ms = limit_ms - self._longest_ms
-        self._predictions.forget(before_ms, parts[-1])
+        keep_ms = self._rules.keep_ms
+        over = parts[-1] if keep_ms == self._longest_ms else self._closing(keep_ms, limit_ms)
+        before_ms = limit_ms - keep_ms
+        self._predictions.forget(before_ms, over)
         self._labels.forget(before_ms)
+        self._policies.forget(before_ms)
         self._admission.forget(limit_ms, before_ms)
         self._impressions.forget(before_ms)
         self.done_ms, self._total = limit_ms, self._total + examples.num_rows
@@ -202,22 +211,47 @@ class Shard:
         rows = self._impressions.between(low_ms, high_ms)
         return self._admission.without_repeats(rows, low_ms, high_ms)
 
+    def _woken(self, limit_ms: int) -> pa.Table:
+        """Admitted impressions that may have a row in this step though no window of them closes."""
+        low_ms, ids = (
+            self.done_ms - self._rules.keep_ms,
+            self._policies.waking(self.done_ms, limit_ms),
+        )
+        if not len(ids):
+            return self._impressions.between(limit_ms, limit_ms)
+        rows = self._impressions.between(low_ms, limit_ms)
+        rows = rows.filter(pc.is_in(rows.column("impression_id"), value_set=ids))
+        return self._admission.without_repeats(rows, low_ms, limit_ms)
+
     def _join(self, parts: list[pa.Table], limit_ms: int) -> pa.Table:
-        impressions = pa.concat_tables(parts)
+        woken = self._woken(limit_ms)
+        impressions = pa.concat_tables([*parts, woken])
         if not impressions.num_rows:
             return self._rows.empty()
-        rank = np.repeat(np.arange(len(parts)), [p.num_rows for p in parts])
-        due = pl.DataFrame(pl.from_arrow(impressions.select(["impression_id", "ts_ms"])))
-        closed_ms = due["ts_ms"].to_numpy() + np.array(self._windows_ms)[rank]
-        due = (
-            due.rename({"ts_ms": "shown_ms"})
+        items = self._items(impressions, [p.num_rows for p in parts])
+        if self._rules.plain:
+            due = items.drop(PLACE).with_row_index("row")
+            found = self._labels.join(due, self.done_ms - self._longest_ms, limit_ms)
+            leaving = plain(due.drop("row"), found, self._rules.ranks_T).in_order()
+        else:
+            leaving = self._policies.leaving(items, self.done_ms, limit_ms).in_order()
+        impressions = impressions.take(leaving.rows["at"].to_numpy())
+        spans = [(self.done_ms - w, limit_ms - w) for w in self._windows_ms]
+        if woken.num_rows:
+            shown_ms = times(woken)
+            spans.append((int(shown_ms.min()), int(shown_ms.max()) + 1))
+        found, at = self._predictions.join(impressions, spans)
+        return self._rows.build(impressions, leaving, found.take(at), self._total)
+
+    def _items(self, impressions: pa.Table, closing: list[int]) -> pl.DataFrame:
+        """What the join of labels reads: of each window those that close, then those woken."""
+        num_woken = impressions.num_rows - sum(closing)
+        rank = np.repeat([*range(len(closing)), WOKEN], [*closing, num_woken])
+        items = pl.DataFrame(pl.from_arrow(impressions.select(["impression_id", "ts_ms", *PLACE])))
+        windows_ms = np.array([*self._windows_ms, 0])  # of those woken: none
+        closed_ms = items["ts_ms"].to_numpy() + windows_ms[rank]
+        return (
+            items.rename({"ts_ms": "shown_ms"})
             .with_columns(pl.Series("rank", rank), pl.Series("closed_ms", closed_ms))
             .with_row_index("at")
-            .sort("closed_ms", "impression_id", "rank")
-            .with_row_index("row")
         )
-        impressions = impressions.take(due["at"].to_numpy())
-        low_ms = self.done_ms - self._longest_ms
-        labels = self._labels.join(due, low_ms, limit_ms)
-        found, at = self._predictions.join(impressions, low_ms, limit_ms)
-        return self._rows.build(impressions, due, labels, found.take(at), self._total)

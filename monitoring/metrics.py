@@ -17,6 +17,9 @@ SOURCE_LAG = Gauge(
 SOURCE_WATERMARK = Gauge(
     "exfm_source_watermark_seconds", "Event time complete up to here", ["topic", "partition"]
 )
+SOURCE_UNREAD = Gauge(
+    "exfm_source_unread_partitions", "Partitions of a topic that nobody reads", ["topic"]
+)
 SINK_EVENTS = Counter("exfm_sink_events_total", "Rows acknowledged by the broker", ["topic"])
 SINK_ERRORS = Counter("exfm_sink_errors_total", "Failed deliveries", ["topic", "reason"])
 REJECTED = Counter("exfm_source_rejected_total", "Events set aside", ["topic", "reason"])
@@ -40,12 +43,28 @@ DAS_WATERMARK = Gauge("exfm_das_watermark_seconds", "Event time closed by a shar
 DAS_CLOSED = Counter("exfm_das_windows_closed_total", "Examples emitted", ["domain"])
 DAS_REPEATS = Counter("exfm_das_repeats_total", "Repeated records dropped", ["kind"])
 DAS_UNMATCHED = Counter("exfm_das_unmatched_total", "Records that matched nothing", ["kind"])
-DAS_OUTSIDE = Counter("exfm_das_labels_outside_window_total", "Labels outside their window")
+DAS_OUTSIDE = Counter(
+    "exfm_das_labels_outside_window_total",
+    "Labels outside their window, or of a task whose condition was not met",
+    ["task", "policy"],
+)
+DAS_EARLY = Counter(
+    "exfm_das_early_total", "Positives emitted before their window closed", ["task"]
+)
+DAS_CORRECTIONS = Counter("exfm_das_corrections_total", "Corrections emitted", ["task"])
+DAS_KNOWN_NEGATIVES = Counter(
+    "exfm_das_known_negatives_total",
+    "Examples of a conditional task that left when its condition was not met",
+    ["task"],
+)
 DAS_POSITIVES = Counter("exfm_das_positives_total", "Positive labels joined", ["task"])
 DAS_COVERED = Counter("exfm_das_covered_total", "Examples with a teacher prediction", ["domain"])
 DAS_LEFT_OUT = Counter("exfm_das_left_out_total", "Times the wall clock left an input out", ["way"])
 DAS_TOO_LATE = Counter(
     "exfm_das_closed_bucket_total", "Rows that found their bucket closed", ["kind"]
+)
+DAS_RECOVERY = Gauge(
+    "exfm_das_recovery_seconds", "Opening of a saved state at the start", ["shard"]
 )
 DAS_SNAPSHOT = Histogram("exfm_das_snapshot_seconds", "Recovery snapshot", buckets=SECONDS)
 DAS_CLOSE = Histogram("exfm_das_close_seconds", "Closing of buckets", buckets=SECONDS)

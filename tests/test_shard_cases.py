@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flows.label_join import LABEL_ROWS
+from flows.label_join import ARRIVING
 from flows.records import decode, impression_schema, prediction_schema
 from flows.segments import SegmentError
 from flows.settings import Settings
@@ -70,8 +70,9 @@ def count(metric: Any, *labels: str) -> float:
 
 
 def label_counts() -> list[float]:
-    """Labels of no impression, repeated ones, and those outside their window."""
-    return [count(DAS_UNMATCHED, "labels"), count(DAS_REPEATS, "labels"), count(DAS_OUTSIDE)]
+    """Labels of no impression, repeated ones, and clicks outside their window."""
+    outside = count(DAS_OUTSIDE, "click", "drop")
+    return [count(DAS_UNMATCHED, "labels"), count(DAS_REPEATS, "labels"), outside]
 
 
 def test_damaged_segment_stops_with_its_name(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_labels_without_a_place_are_counted(tmp_path: Path) -> None:
     before = label_counts()
     core.take_rows("impressions", impressions(impression(1, 100)))
     found = label(1, 101, 0, 1), label(1, 102, 0, 0), label(1, 111, 0, 1), label(7, 101, 0, 1)
-    core.take_rows("labels", placed(list(found), LABEL_ROWS))
+    core.take_rows("labels", placed(list(found), ARRIVING))
     rows = pass_time(core, 10_000)
     assert [row["label_click"] for row in rows] == [1, 0]
     assert [now - then for now, then in zip(label_counts(), before, strict=True)] == [1, 1, 1]
