@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import struct
+
 import pyarrow as pa
 
-UNREADABLE = (pa.ArrowException, ValueError, TypeError, OSError, MemoryError)
+from flows.arrow_sizes import expanded_bytes, unpacked_bytes
+
+UNREADABLE = (pa.ArrowException, ValueError, TypeError, OSError, MemoryError, struct.error)
 """What reading damaged bytes raises; a ValueError for a column's name that is not UTF-8."""
+MAX_BYTES = 128 * 2**20
+"""A message that would become larger is refused."""
+MAX_ROWS = 2**18
+"""So is one of more rows."""
 
 
 class BadMessage(ValueError):
@@ -23,23 +31,34 @@ def parse(message: bytes | None, schema: pa.Schema) -> pa.Table:
     fits; nullable columns may be absent.
 
     Raises:
-        BadMessage: the bytes are no Arrow IPC stream, or its columns have other types.
+        BadMessage: the bytes are no Arrow IPC stream, would become too large, or its columns have
+            other types.
     """
     if not message:
         raise BadMessage("empty")
     try:
+        refuse_if(unpacked_bytes(message) > MAX_BYTES)
         table = pa.ipc.open_stream(message).read_all()
         table.validate(full=True)
+    except BadMessage:
+        raise
     except UNREADABLE as error:
         raise BadMessage("not_arrow") from error
+    refuse_if(table.num_rows > MAX_ROWS)
     return pa.table([column(table, field) for field in schema], schema=nullable(schema))
+
+
+def refuse_if(too_large: bool) -> None:
+    """Raise BadMessage if a message is too large."""
+    if too_large:
+        raise BadMessage("too_large")
 
 
 def column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
     """The column of a field, as its type.
 
     Raises:
-        BadMessage: it is absent and required, there twice, or of another kind.
+        BadMessage: it is absent and required, there twice, of another kind, or too large.
     """
     places = table.schema.get_all_field_indices(field.name)
     if not places and field.nullable:
@@ -51,6 +70,7 @@ def column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
         return found
     if kind(found.type) != kind(field.type):
         raise BadMessage("wrong_type")
+    refuse_if(expanded_bytes(found) > MAX_BYTES)
     try:
         return found.cast(field.type)
     except pa.ArrowException as error:

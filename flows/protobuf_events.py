@@ -29,6 +29,12 @@ from flows.schema_resolution import SchemaMismatch, check
 
 NAME = "exfm_event"
 TIMESTAMP = timestamp_pb2.Timestamp.DESCRIPTOR.full_name
+MAX_GROUPS = 1000
+"""A message whose groups may be nested deeper is refused: the decoder follows them on its stack."""
+NO_GROUP_BEGINS = bytes(byte for byte in range(256) if byte & 7 != 3)
+"""Bytes that no tag of a group's beginning starts with."""
+WIRE_VARINT, WIRE_LENGTH, WIRE_GROUP, WIRE_END_GROUP = 0, 2, 3, 4
+WIRE_SIZES = {1: 8, 5: 4}
 OPTIONS = ptars.PtarsConfig(enum_repr="string", timestamp_unit="ms")
 
 
@@ -56,10 +62,59 @@ class ProtobufReader:
         Raises:
             ValueError: one of them is damaged.
         """
+        if any(len(message) > MAX_GROUPS and nests_deeply(message) for message in messages):
+            raise ValueError(f"groups are nested deeper than {MAX_GROUPS}")
         batch: pa.RecordBatch = self._handler.list_to_record_batch(list(messages))
         return batch
 
     decode = read
+
+
+def nests_deeply(message: bytes) -> bool:
+    """Whether a message may hold groups nested deeper than MAX_GROUPS.
+
+    Exactly, as long as it has the form of a message; one that has not counts as nested.
+    """
+    if len(message.translate(None, NO_GROUP_BEGINS)) <= MAX_GROUPS:
+        return False
+    at = depth = 0
+    try:
+        while at < len(message) and 0 <= depth <= MAX_GROUPS:
+            tag, at = varint(message, at)
+            kind = tag & 7
+            depth += (kind == WIRE_GROUP) - (kind == WIRE_END_GROUP)
+            at = behind(message, at, kind)
+    except ValueError:
+        return True
+    return depth != 0 or at != len(message)
+
+
+def behind(message: bytes, at: int, kind: int) -> int:
+    """Where the content of a field ends; a group has none of its own."""
+    if kind in (WIRE_GROUP, WIRE_END_GROUP):
+        return at
+    if kind in WIRE_SIZES:
+        return at + WIRE_SIZES[kind]
+    found, at = varint(message, at)
+    if kind == WIRE_VARINT:
+        return at
+    if kind == WIRE_LENGTH:
+        return at + found
+    raise ValueError(f"wire type {kind}")
+
+
+def varint(message: bytes, at: int) -> tuple[int, int]:
+    """A varint, and where it ends.
+
+    Raises:
+        ValueError: none ends there.
+    """
+    found = 0
+    for place, byte in enumerate(message[at : at + 10]):
+        found |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return found, at + place + 1
+    raise ValueError("no varint")
 
 
 class ProtobufWriter:
