@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from confluent_kafka import Message
 
-from flows.consumer import PartitionConsumer
-from flows.kafka_client import client_config
+from benchmarks.examples import accepted_examples, messages, table_digest
 from flows.launch import Launched
-from flows.records import decode, example_schema
 from flows.run_folder import RunFolder
-from flows.settings import Settings, Topic
+from flows.settings import Settings
 from flows.summary import Figures, summarise
 from flows.trainer import checkpoint_path
 from models import checkpoint
@@ -51,7 +46,7 @@ class Evidence:
 def gather(run: Launched) -> Evidence:
     """Read everything that a drained run has written; its broker must still run."""
     settings, states = run.settings, run.supervisor.states()
-    examples = read_examples(settings)
+    examples = accepted_examples(settings).table
     dead = distinct_dead_letters(settings)
     run.scraper.scrape()
     counts = [(task.name, *id_counts(examples, task.name)) for task in settings.tasks]
@@ -73,56 +68,11 @@ def models(settings: Settings) -> list[str]:
     return ["fm", *(student.name for student in settings.students)]
 
 
-def messages(settings: Settings, topic: Topic) -> Iterator[Message]:
-    """Everything that a topic holds, partition by partition."""
-    for partition in range(topic.partitions):
-        consumer = PartitionConsumer(client_config(settings.kafka), topic.name, partition, None)
-        while not consumer.at_end():
-            yield from consumer.poll(1024)
-        consumer.close()
-
-
-def read_examples(settings: Settings) -> pa.Table:
-    """Accepted examples by shard and running number; what a restart wrote again is dropped.
-
-    Raises:
-        ValueError: a running number is missing.
-    """
-    schema = example_schema(settings)
-    tables = [schema.empty_table()]
-    for message in messages(settings, settings.topics.examples):
-        if message.value():
-            table, _ = decode(message.value() or b"")
-            tables.append(table.cast(schema))
-    rows = pa.concat_tables(tables).combine_chunks()
-    shard, number = rows["shard"].to_numpy(), rows["number"].to_numpy()
-    order = np.lexsort((number, shard))
-    pairs = np.stack([shard[order], number[order]], axis=1)
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
-    pairs = pairs[first]
-    for one in np.unique(pairs[:, 0]):
-        numbers = pairs[pairs[:, 0] == one, 1]
-        if not np.array_equal(numbers, np.arange(len(numbers))):
-            raise ValueError(f"shard {one}: examples are missing among {len(numbers)}")
-    return rows.take(pa.array(order[first]))
-
-
 def id_counts(examples: pa.Table, task: str) -> tuple[int, int]:
     """Impressions with an example of a task, and examples beyond the first of each."""
     counts = examples.filter(examples[f"mask_{task}"])["impression_id"].value_counts()
     num = counts.field("counts").to_numpy(zero_copy_only=False)
     return len(num), int(num.sum()) - len(num)
-
-
-def table_digest(table: pa.Table) -> str:
-    """Digest of a table's rows, whatever its chunks."""
-    digest = hashlib.sha256()
-    for column in table.column_names:
-        for start in range(0, len(table), 65_536):
-            values = table[column].slice(start, 65_536).to_pylist()
-            digest.update(repr((column, values)).encode())
-    return digest.hexdigest()
 
 
 def weights_digest(folder: RunFolder, model: str) -> str:

@@ -1,0 +1,1 @@
+"""Shows the guarantees of the join: `python -m benchmarks.das_soak`."""
