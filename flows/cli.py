@@ -64,6 +64,7 @@ app.command()(cli_backfill.backfill)
 app.add_typer(cli_dlq.app, name="dlq")
 
 Process = Literal["das", "fm-inference", "fm-training", "vm-training", "serve"]
+Dataset = Literal["kuairand", "taobao"]
 Seed = Annotated[int, typer.Option(help="Moves every seed: models, market, noise.")]
 Speed = Annotated[
     str, typer.Option(metavar="max|FLOAT", help="Event seconds a second; max: all at once.")
@@ -145,7 +146,7 @@ def run_one(
 
 @app.command()
 def replay(
-    dataset: Annotated[Literal["kuairand"], typer.Argument(help="Which.", show_default=False)],
+    dataset: Annotated[Dataset, typer.Argument(help="Which.", show_default=False)],
     data: Annotated[
         Path,
         typer.Argument(
@@ -177,7 +178,7 @@ def replay(
     if write_only:
         folder = folder_of(run or "default")
         settings = load_settings(config or folder.config)
-        feed.write_events(settings, folder, feed.kuairand(settings, data, pace), pace)
+        feed.write_events(settings, folder, feed.dataset(dataset, settings, data, pace), pace)
         return
     configure_logging(logging.WARNING)
     folder = new_folder(run, dataset)

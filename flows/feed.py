@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress as Bar
@@ -19,6 +19,9 @@ from flows.replay import Progress, Slice, replay, sliced
 from flows.run_folder import RunFolder, write_json
 from flows.runner import stop_requested, stopping_on_signals
 from flows.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from flows.dataset import Name
 
 PACED_STEP_MS = 60_000
 UNPACED_STEP_MS = 3_600_000
@@ -51,16 +54,16 @@ def market(settings: Settings, seconds: float) -> Iterator[Slice]:
         )
 
 
-def kuairand(settings: Settings, data: Path, speed: float | None) -> Iterator[Slice]:
-    """KuaiRand-Pure as published, in the folder `data`, in slices fit for `speed`.
+def dataset(name: Name, settings: Settings, data: Path, speed: float | None) -> Iterator[Slice]:
+    """A data set (flows/dataset.py) in the folder `data`, in slices fit for `speed`.
 
     Raises:
         SettingsError: files are missing, or a feature or task is not in the data.
     """
-    from flows.kuairand import tables
+    from flows.dataset import tables
 
     try:
-        impressions, labels = tables(data, settings)
+        impressions, labels = tables(name, data, settings)
     except ValueError as error:
         raise SettingsError(str(error)) from error
     return sliced(impressions, labels, UNPACED_STEP_MS if speed is None else PACED_STEP_MS)

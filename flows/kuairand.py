@@ -13,12 +13,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from flows.dataset import (
+    CHINA_MS,
+    DAY_MS,
+    HOUR_MS,
+    arrow_columns,
+    check_tasks,
+    impressions_of,
+    labels_of,
+)
 from flows.known_so_far import Ints, count_before, last_before
-from flows.records import LABELS, impression_columns
 from flows.settings import Settings
 
 LARGE_TABS = (0, 1, 2, 4, 6)
@@ -34,9 +41,6 @@ USERS = "user_features_pure.csv"
 VIDEOS = "video_features_basic_pure.csv"
 SEQUENCES = "orig_user_sequences.parquet"
 """What each user watched before the log begins; used if it is there."""
-CHINA_MS = 8 * 3600 * 1000
-HOUR_MS = 3600 * 1000
-DAY_MS = 24 * HOUR_MS
 
 
 def tables(folder: Path, settings: Settings) -> tuple[pa.Table, pa.Table]:
@@ -49,21 +53,14 @@ def tables(folder: Path, settings: Settings) -> tuple[pa.Table, pa.Table]:
     Raises:
         ValueError: a file is missing, or a feature or task is not in the data.
     """
-    unknown = sorted({t.name for t in settings.tasks} - set(OUTCOMES))
-    if unknown:
-        raise ValueError(f"tasks: KuaiRand knows {', '.join(OUTCOMES)}, got {unknown}")
+    check_tasks(settings, OUTCOMES, "KuaiRand")
     log = read_log(folder)
     rows = add_sides(log, folder).sort("ts_ms", "impression_id")
     longest = max([f.max_length for f in settings.features], default=1)
     columns = {**columns_of(rows), **histories(rows, warm_start(folder), longest)}
     columns.update({name: pa.array(values) for name, values in counters(rows).items()})
-    fields = impression_columns(settings)
-    missing = [f.name for f in fields if f.name not in columns]
-    if missing:
-        raise ValueError(f"features: KuaiRand has no {', '.join(missing)}")
-    arrays = [columns[f.name].cast(f.type) for f in fields]
-    impressions = pa.Table.from_arrays(arrays, schema=pa.schema(fields))
-    return impressions, labels_of(rows, [t.name for t in settings.tasks])
+    positives = [known_positives(rows, task.name) for task in settings.tasks]
+    return impressions_of(columns, settings, "KuaiRand"), labels_of(positives)
 
 
 def read_log(folder: Path) -> pl.DataFrame:
@@ -107,13 +104,8 @@ def add_sides(log: pl.DataFrame, folder: Path) -> pl.DataFrame:
 
 def columns_of(rows: pl.DataFrame) -> dict[str, pa.Array]:
     """Columns that may become features, by name; no outcomes."""
-    allowed = [c for c in rows.columns if c not in {*OUTCOMES.values(), "played_ms", "china_ms"}]
-    columns = {}
-    for name in allowed:
-        array = rows[name].rechunk().to_arrow()
-        text = pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type)
-        columns[name] = array.cast(pa.string()) if text else array
-    return columns
+    hidden = {*OUTCOMES.values(), "played_ms", "china_ms"}
+    return arrow_columns(rows.select(c for c in rows.columns if c not in hidden))
 
 
 def warm_start(folder: Path) -> pl.DataFrame:
@@ -165,19 +157,3 @@ def counters(rows: pl.DataFrame) -> dict[str, Ints]:
             known = known_positives(rows, task)
             found[f"{subject}_{task}s"] = count_before(rows, keys, known)
     return found
-
-
-def labels_of(rows: pl.DataFrame, tasks: list[str]) -> pa.Table:
-    """Positive labels of all tasks by time."""
-    parts = []
-    for number, task in enumerate(tasks):
-        positives = known_positives(rows, task)
-        count = len(positives)
-        columns = [
-            positives["impression_id"].to_arrow().cast(pa.string()),
-            pa.array(np.full(count, number, np.int16)),
-            pa.array(np.ones(count, np.int8)),
-            positives["known_ms"].to_arrow(),
-        ]
-        parts.append(pa.Table.from_arrays(columns, schema=LABELS))
-    return pa.concat_tables(parts).sort_by([("ts_ms", "ascending"), ("task", "ascending")])
