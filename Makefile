@@ -58,6 +58,10 @@ replay: $(INSTALLED) jars kuairand ## Replay KuaiRand-Pure at full speed: make r
 soak: $(INSTALLED) jars kuairand ## Show the guarantees under kills and bad data: make soak KUAIRAND=DIR
 	@$(BIN)/python -m benchmarks.soak $(KUAIRAND) $(ARGS)
 
+.PHONY: soak-das
+soak-das: $(INSTALLED) jars ## Show what the join guarantees: a hundred kills, outages, damaged bytes
+	@$(BIN)/python -m benchmarks.das_soak $(ARGS)
+
 .PHONY: triton
 triton: $(INSTALLED) finished-run $(TRITON)/bin/python ## Score a run's snapshots with tritonclient: make triton RUN=runs/NAME
 	@$(BIN)/python -m benchmarks.triton "$(RUN)" $(TRITON)/bin/python

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -279,7 +280,7 @@ def reference(case: Case, arrivals: dict[Any, int] | None = None) -> dict[int, l
 def normal(row: Row) -> Row:
     """Values as float32 columns hold them."""
     floats = [k for k in row if k == "price" or k.startswith("fm_logit")]
-    return {**row, **{k: pa.array([row[k]], pa.float32())[0].as_py() for k in floats}}
+    return {**row, **{k: None if row[k] is None else float(np.float32(row[k])) for k in floats}}
 
 
 def shard(ident: str, config: Settings) -> int:

@@ -35,11 +35,16 @@ MAX_DELAY_MS = 60_000
 
 
 def soak_settings(bootstrap: str, run: str, *, as_of: bool = True) -> Settings:
-    """Three tasks of different windows, small batches, frequent snapshots; topics of their own."""
+    """Tasks of every policy, small batches, frequent snapshots, and topics of its own."""
     sizes = {"impressions": 3, "labels": 2, "fm_predictions": 2, "examples": 2, "dead_letters": 1}
     topics = {name: {"name": f"{name}-{run}", "partitions": n} for name, n in sizes.items()}
     topics["impressions"]["lateness_s"] = topics["labels"]["lateness_s"] = 5
-    tasks = {"click": 10, "like": 30, "conversion": 60}
+    tasks = [
+        {"name": "click", "window_s": 10},
+        {"name": "like", "window_s": 30, "early": True, "repeated_labels": "correct"},
+        {"name": "conversion", "window_s": 60, "given": "click", "late_labels": "correct"},
+        {"name": "purchase", "window_s": 60, "early": True, "late_labels": "correct"},
+    ]
     return Settings.model_validate(
         {
             "domains": ["feed", "search"],
@@ -49,7 +54,7 @@ def soak_settings(bootstrap: str, run: str, *, as_of: bool = True) -> Settings:
                 {"name": "price", "kind": "numeric"},
                 {"name": "recent", "kind": "sequence", "max_length": 3},
             ],
-            "tasks": [{"name": name, "window_s": window} for name, window in tasks.items()],
+            "tasks": tasks,
             "students": [{"name": "one", "tasks": ["click"], "snapshot_every_s": 30}],
             "teacher": {
                 "version": "as_of" if as_of else "newest",
@@ -138,9 +143,9 @@ def labels_of(shown: pl.DataFrame, settings: Settings, rng: np.random.Generator)
     """Labels before, within and behind the window, some that contradict, some of no impression."""
     parts = []
     for task in settings.tasks:
-        for share in (0.3, 0.06):
+        for share in (0.25, 0.06):
             rows = shown.filter(pl.Series(rng.random(len(shown)) < share))
-            shift_ms = rng.integers(-1000, task.window_ms * 6 // 5, len(rows))
+            shift_ms = rng.integers(-1000, task.window_ms * 3 // 2, len(rows))
             parts.append(
                 rows.select(
                     impression_id=pl.when(pl.Series(rng.random(len(rows)) < 0.02))
