@@ -35,6 +35,7 @@ from flows.settings import Settings, load
 from flows.shard import Shard
 from flows.sink import TopicSink
 from flows.watermarks import PatientWatermarks, Watermarks, sources
+from monitoring.metrics import DAS_RECOVERY
 
 TICK = timedelta(milliseconds=200)
 """How often a live shard looks at the wall clock."""
@@ -51,7 +52,8 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
         self._core: Shard | None = None
         if state is not None:
             self._core = self._shard(state["shard"])
-            self._core.restore(state)
+            with DAS_RECOVERY.labels(str(self._core.index)).time():
+                self._core.restore(state)
 
     def on_batch(self, values: list[tuple[Any, ...]]) -> tuple[list[Message], bool]:
         """Take all that has arrived, then close what can be closed."""
@@ -146,7 +148,9 @@ def kafka_flow(settings: Settings, state: Path) -> Dataflow:
         EventSource(settings, "labels", ahead, letters),
         PredictionSource(settings, ahead),
     ]
-    return build(settings, state, inputs, TopicSink(settings, settings.topics.examples), ahead)
+    transactional = settings.das.sink == "transactional"
+    sink = TopicSink(settings, settings.topics.examples, transactional=transactional)
+    return build(settings, state, inputs, sink, ahead)
 
 
 def run(settings: Settings, folder: RunFolder, placement: Placement) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,8 @@ class Das(Value):
     """Live: trainers go on without a shard that has lagged the first one by this long."""
     recovery_every_s: Seconds = 5.0
     """Interval of recovery snapshots (Bytewax epochs)."""
+    sink: Literal["idempotent", "transactional"] = "idempotent"
+    """transactional: readers see examples at each recovery snapshot, those of a lost one never."""
     max_batch: Annotated[int, Field(ge=1, le=100_000)] = 8192
     """Messages read at a time from one partition."""
 

@@ -26,6 +26,7 @@ from flows.records import BEGIN_MS, END_MS, PredictionHeader, decode, prediction
 from flows.runner import stop_requested
 from flows.segments import times
 from flows.settings import Settings
+from flows.topic_growth import TopicGrowth
 from flows.watermarks import TEACHER, Source
 from monitoring.metrics import SOURCE_EVENTS, SOURCE_LAG
 
@@ -110,8 +111,10 @@ class EventPartition(InputPartition):
         reader: EventReader,
         ahead: ReadAhead,
         ended: bool,
+        growth: TopicGrowth | None = None,
     ) -> None:
         super().__init__(ahead)
+        self._growth = growth
         self._source: Source = (kind, partition)
         self._shards = settings.das.shards
         self._idle_s = None if settings.as_of else settings.das.idle_s
@@ -137,6 +140,8 @@ class EventPartition(InputPartition):
         return self._sent_ms
 
     def _read(self) -> list[Item]:
+        if self._growth is not None:
+            self._growth.look()
         batch = self._reader.read()
         if batch is None:
             return self._silence()
@@ -200,7 +205,7 @@ class PredictionPartition(InputPartition):
         for message in self._consumer.poll(PREDICTION_MESSAGES):
             rows, header = self._decode(message.value() or b"", message.offset() or 0)
             tables.append(rows)
-            p = header["partition"]
+            p = self._known(header["partition"])
             self._progress_ms[p] = max(self._progress_ms[p], header["progress_ms"])
         rows = pa.concat_tables(tables)
         SOURCE_EVENTS.labels(self._topic.name).inc(rows.num_rows)
@@ -211,6 +216,15 @@ class PredictionPartition(InputPartition):
                 source = (TEACHER, p)
                 items += [(str(s), ("watermark", s, source, ts_ms)) for s in self._shards]
         return items
+
+    def _known(self, partition: int) -> int:
+        if partition not in self._progress_ms:
+            raise RuntimeError(
+                f"topic {self._topic.name!r}: the teacher speaks of impressions partition "
+                f"{partition}, configured are {len(self._progress_ms)}: set "
+                "topics.impressions.partitions, and start again"
+            )
+        return partition
 
     def _decode(self, value: bytes, offset: int) -> tuple[pa.Table, PredictionHeader]:
         try:
@@ -250,8 +264,11 @@ class EventSource(FixedPartitionedSource[Item, EventState]):
         """One partition, from the beginning or from a snapshot."""
         place, ended = resume_state or (None, False)
         partition = int(for_part)
-        reader = EventReader(self._settings, self._kind, partition, place, self._dead_letters)
-        return EventPartition(self._settings, self._kind, partition, reader, self._ahead, ended)
+        settings = self._settings
+        reader = EventReader(settings, self._kind, partition, place, self._dead_letters)
+        topic = getattr(settings.topics, self._kind)
+        growth = TopicGrowth(settings.kafka, topic) if partition == 0 else None
+        return EventPartition(settings, self._kind, partition, reader, self._ahead, ended, growth)
 
 
 class PredictionSource(FixedPartitionedSource[Item, PredictionState]):

@@ -45,7 +45,9 @@ def run_process(process: str, settings: Settings, folder: RunFolder, placement: 
     configure_logging()
     module = None if process == SERVE else import_module(f"flows.{process.replace('-', '_')}")
     name = f"{process}-{placement.process_id}" if len(placement.addresses) > 1 else process
-    with announced(folder, name) as entry:
+    # Alone or with others, the first of a flow's processes holds one lock: one group at a time.
+    lock = name if placement.process_id else process
+    with announced(folder, name, lock) as entry:
         if module is None:
             serve(settings, folder, entry)
             return
@@ -91,15 +93,20 @@ def serve(settings: Settings, folder: RunFolder, entry: dict[str, object]) -> No
 
 
 @contextmanager
-def announced(folder: RunFolder, name: str) -> Iterator[dict[str, object]]:
+def announced(folder: RunFolder, name: str, lock: str | None = None) -> Iterator[dict[str, object]]:
     """Inside, this process's metrics are served and its address stands in the run's folder.
 
     At the end its last metrics are left beside the address.
 
+    Args:
+        folder: of the run.
+        name: of the process.
+        lock: of those processes of which one may be there; None: only of this name.
+
     Raises:
         InUse: such a process of the run is there already.
     """
-    with held(folder.processes / f"{name}.lock", f"{name} of run {folder.root}"):
+    with held(folder.processes / f"{lock or name}.lock", f"{name} of run {folder.root}"):
         port = exporter.start(HOST)
         path, entry = exporter.address(folder.processes, name, HOST, port)
         write_json(path, entry)

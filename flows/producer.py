@@ -36,13 +36,15 @@ class DeliveryError(RuntimeError):
 class BatchProducer:
     """An idempotent producer: what `flush` returned from is in the log."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], options: dict[str, Any] | None = None) -> None:
         """Connect in the background; a broker that is away is waited for.
 
         Args:
             config: of `producer_config`.
+            options: in place of some of `OPTIONS`.
         """
-        self._producer = Producer({**config, **OPTIONS}, logger=logger, error_cb=_on_error)
+        merged = {**config, **OPTIONS, **(options or {})}
+        self._producer = Producer(merged, logger=logger, error_cb=_on_error)
         self._failed = 0
         self._failure = ""
 

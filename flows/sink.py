@@ -1,4 +1,7 @@
-"""Bytewax sink for a topic: every acknowledgement before a recovery snapshot counts."""
+"""Bytewax sink for a topic: every acknowledgement before a recovery snapshot counts.
+
+A transactional one shows what it wrote at each recovery snapshot, just before the snapshot counts.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from flows.kafka_client import producer_config
 from flows.producer import BatchProducer
 from flows.settings import Settings, Topic
+from flows.transactions import TransactionalProducer
 
 Outgoing = tuple[bytes | None, bytes, int]
 """Key, value, rows of one message."""
@@ -15,9 +19,10 @@ Outgoing = tuple[bytes | None, bytes, int]
 class TopicSink(FixedPartitionedSink[Outgoing, None]):
     """Takes `(str(partition), (key, value, rows))` and writes to that partition of a topic."""
 
-    def __init__(self, settings: Settings, topic: Topic) -> None:
-        """Write to `topic`, which must exist."""
+    def __init__(self, settings: Settings, topic: Topic, *, transactional: bool = False) -> None:
+        """Write to `topic`, which must exist; in transactions, if nobody else writes to it."""
         self._config = producer_config(settings.kafka)
+        self._transactional, self._every_s = transactional, settings.das.recovery_every_s
         self._topic = topic
         self._parts = sorted(str(p) for p in range(topic.partitions))
         self._rank = {part: rank for rank, part in enumerate(self._parts)}
@@ -34,7 +39,13 @@ class TopicSink(FixedPartitionedSink[Outgoing, None]):
         self, step_id: str, for_part: str, resume_state: None
     ) -> StatefulSinkPartition[Outgoing, None]:
         """Writer of one partition; it keeps no state."""
-        return _PartitionWriter(BatchProducer(self._config), self._topic.name, int(for_part))
+        return _PartitionWriter(self._producer(for_part), self._topic.name, int(for_part))
+
+    def _producer(self, for_part: str) -> BatchProducer:
+        if not self._transactional:
+            return BatchProducer(self._config)
+        name = f"exfm/{self._topic.name}/{for_part}"
+        return TransactionalProducer(self._config, name, self._every_s)
 
 
 class _PartitionWriter(StatefulSinkPartition[Outgoing, None]):

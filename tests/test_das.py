@@ -78,6 +78,20 @@ class Log:
                 label = {"impression_id": ident, "task": task, "value": 1, "ts_ms": ts + after}
                 self.labels.append((int(self._rng.integers(2)), label))
 
+    def grow(self, settings: Settings) -> None:
+        """Go on with more partitions of the event topics: what follows is spread over them."""
+        later_ms = START_MS + 100_000
+        new = settings.topics.impressions.partitions
+        self._offsets += [0] * (new - len(self._offsets))
+        for found, num in (
+            (self.impressions, new),
+            (self.labels, settings.topics.labels.partitions),
+        ):
+            for i, (_, event) in enumerate(found):
+                if event["ts_ms"] >= later_ms:
+                    found[i] = (i % num, event)
+        self._settings = settings
+
     def write(self, stage: int, teacher: bool = True) -> None:
         """Write a stage; behind the last, the ends of all logs. A dead teacher writes nothing."""
         topics, ended = self._settings.topics, stage == NUM_STAGES - 1

@@ -1,0 +1,124 @@
+"""Examples in transactions: seen together, or never."""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from flows.consumer import PartitionConsumer
+from flows.kafka_client import client_config
+from flows.producer import DeliveryError
+from flows.settings import Kafka, Settings
+from flows.transactions import TransactionalProducer
+from tests.processes import free_addresses, started
+from tests.test_das import DAS, NUM_STAGES, Log, elsewhere, eventually, examples, num_rows
+
+
+@pytest.fixture
+def config(kafka: str) -> dict[str, Any]:
+    return client_config(Kafka(bootstrap=kafka))
+
+
+@pytest.fixture
+def topic(config: dict[str, Any]) -> str:
+    name = f"transactions-{uuid.uuid4().hex[:8]}"
+    admin = AdminClient(config)  # its futures end only while it is there
+    admin.create_topics([NewTopic(name, 1)])[name].result()
+    return name
+
+
+def read(consumer: PartitionConsumer, num: int) -> list[bytes | None]:
+    """So many values, and the end behind them."""
+    values: list[bytes | None] = []
+
+    def done() -> bool:
+        values.extend(message.value() for message in consumer.poll(100))
+        return len(values) >= num and consumer.at_end_now()
+
+    eventually(done)
+    return values
+
+
+@pytest.mark.kafka
+def test_messages_are_seen_once_they_are_committed(config: dict[str, Any], topic: str) -> None:
+    producer = TransactionalProducer(config, topic, 1.0)
+    consumer = PartitionConsumer(config, topic, 0, 0)
+    for value in (b"a", b"b"):
+        producer.send(topic, value, partition=0)
+    producer._producer.flush()  # in the log, not yet shown
+    early = []
+
+    def heard() -> bool:
+        early.extend(consumer.poll(100))
+        return consumer.lag() == 2
+
+    eventually(heard)
+    assert early == []
+    assert not consumer.at_end_now()  # what is to come may yet be seen: not the end
+    producer.flush()
+    assert read(consumer, 2) == [b"a", b"b"]
+    producer.flush()  # nothing to commit
+    producer.send(topic, b"c", partition=0)
+    producer.flush()
+    assert read(consumer, 1) == [b"c"]
+    assert (consumer.position, consumer.lag()) == (5, 0)  # two control records
+    consumer.close()
+    for offset in range(6):  # a place may be that of a control record
+        again = PartitionConsumer(config, topic, 0, offset)
+        assert read(again, 0 if offset > 3 else 1)[-1:] == ([] if offset > 3 else [b"c"])
+        again.close()
+
+
+@pytest.mark.kafka
+def test_successor_ends_and_fences_its_predecessor(config: dict[str, Any], topic: str) -> None:
+    zombie = TransactionalProducer(config, topic, 1.0)
+    zombie.send(topic, b"kept", partition=0)
+    zombie.flush()
+    zombie.send(topic, b"lost", partition=0)
+    zombie._producer.flush()
+    successor = TransactionalProducer(config, topic, 1.0)
+    successor.send(topic, b"new", partition=0)
+    successor.flush()
+    with pytest.raises(DeliveryError, match=topic):
+        zombie.flush()
+    consumer = PartitionConsumer(config, topic, 0, 0)
+    assert read(consumer, 2) == [b"kept", b"new"]
+    consumer.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(400)
+def test_kills_change_nothing_that_a_reader_sees(kafka_settings: Settings, tmp_path: Path) -> None:
+    """Alone, killed; then two processes, killed; then alone to the end."""
+    log = Log(kafka_settings)
+    plain = elsewhere(kafka_settings)
+    raw = elsewhere(kafka_settings).model_dump()
+    raw["das"]["sink"] = "transactional"
+    settings = Settings.model_validate(raw)
+    log.write(0)
+    with started(DAS, settings, tmp_path / "run") as process:
+        eventually(lambda: num_rows(settings) > 0)
+        process.kill()
+        assert process.wait(60) == -signal.SIGKILL
+    seen = num_rows(settings)
+    log.write(1)
+    addresses = free_addresses(2)
+    with (
+        started(DAS, settings, tmp_path / "run", 0, addresses) as first,
+        started(DAS, settings, tmp_path / "run", 1, addresses) as second,
+    ):
+        eventually(lambda: num_rows(settings) > seen)
+        for process in (first, second):
+            process.kill()
+            process.wait(60)
+    for stage in range(2, NUM_STAGES):
+        log.write(stage)
+    for each, folder in ((settings, "run"), (plain, "plain")):
+        with started(DAS, each, tmp_path / folder) as process:
+            assert process.wait(60) == 0
+    assert examples(settings) == examples(plain)
