@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -28,7 +29,6 @@ from flows.records import (
     floor_ms,
     impression_schema,
     prediction_schema,
-    shard_of,
 )
 from flows.settings import Settings
 from flows.shard import Shard
@@ -289,7 +289,7 @@ def shard(ident: str, config: Settings) -> int:
 
 @cache
 def shard_among(ident: str, shards: int) -> int:
-    return int(shard_of(pa.array([ident]), shards)[0])
+    return int(xxhash.xxh64_intdigest(ident.encode()) % shards)
 
 
 class World:
