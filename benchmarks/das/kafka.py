@@ -15,13 +15,17 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.das import events
-from benchmarks.das.figures import Figure, at_least, at_most
+from benchmarks.das.engine import EngineFailed
+from benchmarks.das.figures import Figure, at_least, at_most, unmeasured
 from benchmarks.das.kafka_job import Job, started
-from benchmarks.das.kafka_topics import broker, fill, settings_for
+from benchmarks.das.kafka_topics import JSON_PREDICTIONS, broker, fill, settings_for
 from benchmarks.das.part import say
+from benchmarks.das.peers import flink_kafka
+from flows.settings import Settings
 
 LIMIT_S = 240.0
 """Of one run."""
@@ -29,6 +33,8 @@ WINDOW_S = events.SPAN_MS / 2000
 LEAST_EVENTS_S = 100_000.0
 MOST_LOST = 10.0
 LEAST_SPEED_UP = 1.6
+LEAST_OVER_FLINK = 3.0
+FLINK_LIMIT_S = 240.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,13 +46,15 @@ class Rate:
     events_cpu_s: float
     """The same a second of CPU time of all processes."""
     busiest_cpu_s: float
-    """CPU time of the busiest process, over the whole run."""
+    """CPU time of the busiest process, from its first event to its end."""
     pending: float
     """Least while it was measured."""
     snapshots_s: float
     """Time in recovery snapshots, of the time measured."""
     num_events: float
     """Measured."""
+    whole_events_s: float
+    """All events a second of wall time, from the first one read to the end of the process."""
 
 
 def run(rows: int, work_folder: Path) -> list[Figure]:
@@ -54,14 +62,52 @@ def run(rows: int, work_folder: Path) -> list[Figure]:
     folder = Path(tempfile.mkdtemp(prefix="runs-", dir=work_folder))
     try:
         with broker(work_folder) as kafka:
-            filled = fill(settings_for(kafka.bootstrap, "fill", WINDOW_S), 2 * rows)
-            found = {
-                name: measured(kafka.bootstrap, folder, name, filled.num_events)
+            settings = settings_for(kafka.bootstrap, "fill", WINDOW_S)
+            filled = fill(settings, 2 * rows, for_flink=True)
+            saved, unsaved, two = (
+                measured(kafka.bootstrap, folder, name, filled.num_events)
                 for name in ("with-recovery", "without-recovery", "two")
-            }
+            )
+            beside = flink(settings, filled.num_events, saved)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return figures(found["with-recovery"], found["without-recovery"], found["two"])
+    return [*figures(saved, unsaved, two), *beside]
+
+
+def flink(settings: Settings, num_events: int, ours: Rate) -> list[Figure]:
+    """Flink SQL over the same topics, the predictions as JSON, and how many times faster we are."""
+    say("Flink SQL over the same broker")
+    topics = {name: name for name in ("impressions", "labels", JSON_PREDICTIONS)}
+    name = "Kafka, whole log, over Flink SQL"
+    try:
+        outcome = flink_kafka(
+            settings.kafka.bootstrap, topics, window_s=WINDOW_S, limit_s=FLINK_LIMIT_S
+        )
+    except EngineFailed as failure:
+        return [unmeasured(name, "x", str(failure), f">= {LEAST_OVER_FLINK:g}")]
+    theirs = num_events / outcome.seconds
+    return [
+        at_least(
+            name,
+            ours.whole_events_s / theirs,
+            "x",
+            LEAST_OVER_FLINK,
+            f"{ours.whole_events_s:,.0f} to {theirs:,.0f} events/s, start not counted; ours with "
+            "recovery, to a topic; Flink without checkpoints, state on the heap, to files",
+        ),
+        Figure(
+            name="Kafka, over Flink SQL, CPU",
+            value=outcome.cpu_s / ours.busiest_cpu_s,
+            unit="x",
+            note=f"{ours.busiest_cpu_s:.1f} to {outcome.cpu_s:.1f} CPU s",
+        ),
+        Figure(
+            name="Kafka, Flink SQL",
+            value=theirs,
+            unit="events/s",
+            drawn_as="through Kafka: Flink SQL",
+        ),
+    ]
 
 
 def measured(bootstrap: str, folder: Path, name: str, num_events: int) -> Rate:
@@ -89,14 +135,18 @@ def rate(job: Job, num_events: int) -> Rate:
             f"of {num_events:,} events, {full[-1].events if full else 0:,} were read"
         )
     first, last = full[0], read[0]
+    idle = next(a for a, b in pairwise(job.looks) if b.events > 0)
     within = [look for look in full if look.at_s <= last.at_s]
     return Rate(
         events_s=(last.events - first.events) / (last.at_s - first.at_s),
         events_cpu_s=(last.events - first.events) / (sum(last.cpu_s) - sum(first.cpu_s)),
-        busiest_cpu_s=max(job.looks[-1].cpu_s),
+        busiest_cpu_s=max(
+            after - before for before, after in zip(idle.cpu_s, job.looks[-1].cpu_s, strict=True)
+        ),
         pending=min(look.pending for look in within),
         snapshots_s=last.snapshot_s - first.snapshot_s,
         num_events=last.events - first.events,
+        whole_events_s=num_events / (job.ended_s - idle.at_s),
     )
 
 
@@ -123,6 +173,12 @@ def figures(saved: Rate, unsaved: Rate, two: Rate) -> list[Figure]:
             Figure(name=f"Kafka, {name}, CPU", value=found.events_cpu_s, unit="events/CPU s")
             for name, found in rates.items()
         ),
+        Figure(
+            name="Kafka, one process, whole log",
+            value=saved.whole_events_s,
+            unit="events/s",
+            drawn_as="through Kafka: exfm, recovery on",
+        ),
         at_most(
             "Kafka, lost to recovery",
             lost,
@@ -136,7 +192,7 @@ def figures(saved: Rate, unsaved: Rate, two: Rate) -> list[Figure]:
             busy,
             "x",
             LEAST_SPEED_UP,
-            "CPU time of the one process over that of the busier of the two, whole run",
+            "CPU time of the one process over that of the busier of the two",
         ),
         Figure(
             name="Kafka, two processes over one, wall clock",

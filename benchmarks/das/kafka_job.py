@@ -123,6 +123,11 @@ class Job:
             )
         )
 
+    @property
+    def answers(self) -> bool:
+        """Whether every process has told its metrics."""
+        return len(self._metrics) == len(self._names)
+
     def total(self, metric: str) -> float:
         """Sum of a metric over labels and processes, as last seen."""
         return sum(

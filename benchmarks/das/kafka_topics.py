@@ -25,16 +25,26 @@ from flows.broker import EmbeddedKafka
 from flows.consumer import PartitionConsumer
 from flows.event_encoding import arrow_events, json_events
 from flows.fm_inference import encoded
-from flows.kafka_client import client_config, ensure_topics, producer_config
+from flows.kafka_client import client_config, ensure, ensure_topics, producer_config
 from flows.producer import OPTIONS
-from flows.records import END_HEADER, END_MS, prediction_schema, shard_of
-from flows.settings import Settings
+from flows.records import (
+    END_HEADER,
+    END_MS,
+    ExampleHeader,
+    decode,
+    prediction_schema,
+    shard_of,
+)
+from flows.settings import Settings, Topic
 
 PARTITIONS = 2
+JSON_PREDICTIONS = "predictions"
+"""Topic of the predictions for who reads no Arrow."""
 CHUNK = 100_000
 MICRO_BATCH = 8192
 """Impressions of a partition that the teacher scores together."""
 FLUSH_S = 120.0
+MOST_MESSAGES = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +72,13 @@ def broker(work_folder: Path) -> Iterator[EmbeddedKafka]:
 
 
 def settings_for(
-    bootstrap: str, name: str, window_s: float, das: dict[str, Any] | None = None, **more: Any
+    bootstrap: str,
+    name: str,
+    window_s: float,
+    das: dict[str, Any] | None = None,
+    *,
+    form: str = "json",
+    live: bool = False,
 ) -> Settings:
     """Configuration of one run: inputs shared by all runs on a broker, outputs of its own.
 
@@ -71,28 +87,45 @@ def settings_for(
         name: of the run.
         window_s: of the one task.
         das: settings of the join that differ from the defaults.
-        more: further tables of the configuration.
+        form: of impressions and labels.
+        live: the wall clock may end a wait.
     """
     raw = events.settings().model_dump()
     raw["tasks"] = [{"name": "click", "window_s": window_s}]
     raw["kafka"] = {"bootstrap": bootstrap}
-    raw["teacher"] = {"version": "as_of"}
+    raw["teacher"] = {"version": "newest" if live else "as_of"}
     raw["das"] = {"recovery_every_s": 10.0, "repeat_horizon_s": window_s, **(das or {})}
-    for topic in ("examples", "dead_letters"):
-        raw["topics"][topic]["name"] = f"{topic}-{name}"
-    found = Settings.model_validate({**raw, **more})
+    inputs = ("impressions", "labels", "fm_predictions")
+    raw["topics"] = {
+        **{topic: {"name": topic, "partitions": PARTITIONS} for topic in inputs},
+        **{t: {"name": t, "partitions": PARTITIONS, "format": form} for t in inputs[:2]},
+        "examples": {"name": f"examples-{name}", "partitions": PARTITIONS},
+        "dead_letters": {"name": f"dead_letters-{name}", "partitions": 1},
+    }
+    found = Settings.model_validate(raw)
     ensure_topics(found)
     return found
 
 
-def fill(settings: Settings, rows: int, form: str = "json") -> Filled:
-    """Write the events of `rows` impressions, and the ends of the logs."""
+def fill(settings: Settings, rows: int, *, for_flink: bool = False) -> Filled:
+    """Write the events of `rows` impressions, and the ends of the logs.
+
+    Args:
+        settings: of any run on the broker.
+        rows: number of impressions.
+        for_flink: write the predictions as JSON too, to the topic `JSON_PREDICTIONS`.
+    """
+    if for_flink:
+        ensure(settings.kafka, [Topic(name=JSON_PREDICTIONS, partitions=PARTITIONS)])
     say(f"writing {rows:,} impressions, their labels and predictions to Kafka")
-    writer = Writer(settings, form)
+    writer = Writer(settings)
     times_N, labels = events.times(rows)
     for start in range(0, rows, CHUNK):
         writer.impressions(events.impressions(start, times_N[start : start + CHUNK]))
-        writer.predictions(events.predictions(start, times_N[start : start + CHUNK]))
+        predictions = events.predictions(start, times_N[start : start + CHUNK])
+        writer.predictions(predictions)
+        if for_flink:
+            writer.json_predictions(predictions)
     writer.labels(labels.drop("shown_ms"))
     writer.end()
     say("written")
@@ -102,10 +135,9 @@ def fill(settings: Settings, rows: int, form: str = "json") -> Filled:
 class Writer:
     """Writes events: those at even places of the stream to partition 0, the others to 1."""
 
-    def __init__(self, settings: Settings, form: str = "json") -> None:
-        self._settings, self._form = settings, form
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._form = settings, settings.topics.impressions.format
         self._producer = Producer({**producer_config(settings.kafka), **OPTIONS})
-        self._producer.list_topics(timeout=FLUSH_S)  # it knows all partitions from now on
         self._schema = prediction_schema(settings)
         self._offsets = [0] * PARTITIONS  # in impressions
 
@@ -116,6 +148,10 @@ class Writer:
     def labels(self, found: pl.DataFrame) -> None:
         """Write labels."""
         self._events(self._settings.topics.labels.name, found)
+
+    def json_predictions(self, found: pl.DataFrame) -> None:
+        """Write predictions as JSON, one a message."""
+        self._events(JSON_PREDICTIONS, found)
 
     def predictions(self, found: pl.DataFrame, progress_ms: int | None = None) -> None:
         """Write predictions, and how far they go: to the last of them, if not said otherwise."""
@@ -183,11 +219,40 @@ class Writer:
             raise RuntimeError(f"{waiting} messages without acknowledgement after {FLUSH_S:.0f} s")
 
 
-def num_messages(settings: Settings, topic: str) -> int:
-    """Messages in a topic."""
-    total = 0
-    for partition in range(PARTITIONS):
-        consumer = PartitionConsumer(client_config(settings.kafka), topic, partition, None)
-        total += consumer.lag()
-        consumer.close()
-    return total
+class Examples:
+    """The examples of a run, as they come."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Begin at the oldest; the topic must exist."""
+        name, config = settings.topics.examples.name, client_config(settings.kafka)
+        self._consumers = [PartitionConsumer(config, name, p, None) for p in range(PARTITIONS)]
+        self._totals: dict[int, int] = {}  # number of the next example of each shard
+
+    def read(self) -> list[tuple[int, pa.Table, ExampleHeader]]:
+        """What has come: time of the message in ms, rows, header."""
+        found = []
+        for consumer in self._consumers:
+            for message in consumer.poll(MOST_MESSAGES):
+                rows, header = decode(message.value() or b"")
+                place = ExampleHeader(**header)  # type: ignore[typeddict-item]
+                found.append((message.timestamp()[1], rows, place))
+        return found
+
+    def is_new(self, rows: pa.Table, header: ExampleHeader) -> bool:
+        """Whether a message holds an example that none held before it was asked of."""
+        known = self._totals.get(header["shard"], 0)
+        end = header["first"] + rows.num_rows
+        self._totals[header["shard"]] = max(known, end)
+        return end > known
+
+    def read_to_end(self) -> int:
+        """Know all examples that stand there now; how many there are."""
+        while not all([consumer.at_end_now() for consumer in self._consumers]):
+            for _, rows, header in self.read():
+                self.is_new(rows, header)
+        return sum(self._totals.values())
+
+    def close(self) -> None:
+        """Leave the broker."""
+        for consumer in self._consumers:
+            consumer.close()

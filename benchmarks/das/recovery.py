@@ -1,0 +1,161 @@
+"""Recovery: how long after kill -9, and how large its store becomes.
+
+    python -m benchmarks.das.recovery --seen 20000000
+
+Killed in full flight behind a snapshot, with everything pending. The store is looked at again and
+again while a log of Arrow messages goes by under a short window: were its size to depend on the
+number of impressions ever seen, it would grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.das import events
+from benchmarks.das.figures import Figure, at_most
+from benchmarks.das.kafka_job import Job, Look, started
+from benchmarks.das.kafka_topics import Examples, broker, fill, settings_for
+from benchmarks.das.part import say
+from flows.das_state import recovery_folder
+
+LIMIT_S = 240.0
+EVERY_S = 5.0
+"""Interval of the snapshots, the default."""
+WINDOW_S = events.SPAN_MS / 2000
+SHORT_S = events.SPAN_MS / 60_000
+MOST_S = 10.0
+MOST_GROWTH = 1.5
+SEEN_OVER_ROWS = 5
+STEPS = 5
+POLL_S = 0.02
+
+
+def run(rows: int, work_folder: Path) -> list[Figure]:
+    """Kill with `rows` impressions pending; watch the store over five times as many."""
+    return [*killed(rows, work_folder), *store(SEEN_OVER_ROWS * rows, work_folder)]
+
+
+def killed(rows: int, work_folder: Path) -> list[Figure]:
+    """Seconds from the restart to examples."""
+    folder = Path(tempfile.mkdtemp(prefix="runs-", dir=work_folder))
+    try:
+        with broker(work_folder) as kafka:
+            fill(settings_for(kafka.bootstrap, "fill", WINDOW_S), 2 * rows)
+            das = {"recovery_every_s": EVERY_S}
+            settings = settings_for(kafka.bootstrap, "killed", WINDOW_S, das)
+            examples = Examples(settings)
+            with started(settings, folder) as job:
+                pending = in_full_flight(job)
+                job.end()
+                num = examples.read_to_end()
+                say(f"killed behind {num:,} examples, {pending:,.0f} pending")
+                return [*times(job, examples), *opening(job, pending)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def in_full_flight(job: Job) -> float:
+    """Wait until examples come and a snapshot was taken behind the first; what is pending then."""
+    first = job.watch(lambda look: look.closed > 0, LIMIT_S)
+    saved = job.watch(lambda look: look.snapshots > first.snapshots, LIMIT_S)
+    return saved.pending
+
+
+def times(job: Job, examples: Examples) -> list[Figure]:
+    """Start again, and wait for an example that was there before, then for a new one."""
+    job.start()
+    again_s = new_s = 0.0
+    while not new_s:
+        now_s = time.monotonic() - job.started_s
+        if now_s > LIMIT_S:
+            raise RuntimeError(f"no new example within {LIMIT_S:.0f} s of the restart")
+        found = examples.read()
+        if found and not again_s:
+            again_s = now_s
+        if any(examples.is_new(rows, header) for _, rows, header in found):
+            new_s = now_s
+        time.sleep(POLL_S)
+    note = f"start of Python included, a snapshot every {EVERY_S:g} s"
+    return [
+        Figure(name="Recovery, kill -9 to examples", value=again_s, unit="s", note=note),
+        at_most("Recovery, kill -9 to new examples", new_s, "s", MOST_S, note),
+    ]
+
+
+def opening(job: Job, pending: float) -> list[Figure]:
+    """What the restarted process says of itself."""
+    job.watch(lambda look: look.closed > 0, LIMIT_S)
+    return [
+        Figure(
+            name="Recovery, of that opening the state",
+            value=job.total("exfm_das_recovery_seconds"),
+            unit="s",
+            note=f"{pending:,.0f} impressions pending at the kill",
+        )
+    ]
+
+
+def store(seen: int, work_folder: Path) -> list[Figure]:
+    """Bytes of the recovery store after so many impressions, and at steps on the way."""
+    folder = Path(tempfile.mkdtemp(prefix="runs-", dir=work_folder))
+    try:
+        with broker(work_folder) as kafka:
+            das = {"recovery_every_s": 1.0}
+            settings = settings_for(kafka.bootstrap, "store", SHORT_S, das, form="arrow")
+            num_events = fill(settings, seen).num_events
+            with started(settings, folder) as job:
+                sizes = series(job, num_events, seen)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return [
+        *(
+            Figure(name=f"Recovery store, {num:,} impressions seen", value=size / 1e6, unit="MB")
+            for num, size in sizes.items()
+        ),
+        at_most(
+            "Recovery store, last over first",
+            max(sizes.values()) / next(iter(sizes.values())),
+            "x",
+            MOST_GROWTH,
+            f"largest of {len(sizes)} over that at {next(iter(sizes)):,} impressions",
+        ),
+    ]
+
+
+def series(job: Job, num_events: int, seen: int) -> dict[int, int]:
+    """Bytes of the store when each fifth of the impressions had been read."""
+    sizes: dict[int, int] = {}
+    for step in range(1, STEPS + 1):
+        goal = num_events * step / STEPS
+
+        def reached(look: Look, goal: float = goal) -> bool:
+            return look.events >= goal
+
+        job.watch(reached, LIMIT_S)
+        sizes[seen * step // STEPS] = size(recovery_folder(job.folder.state / "das"))
+        say(f"recovery store: {sizes}")
+    return sizes
+
+
+def size(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def main() -> None:
+    """Measure the store over any number of impressions."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seen", type=int, required=True, help="impressions")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
+    arguments = parser.parse_args()
+    for figure in store(arguments.seen, arguments.work):
+        sys.stdout.write(f"{figure.name}: {figure.value:.3g} {figure.unit} {figure.bar}\n")
+
+
+if __name__ == "__main__":
+    main()
