@@ -17,7 +17,6 @@ from typing import Annotated
 
 import polars as pl
 import typer
-from rich.console import Console
 
 from benchmarks.examples import accepted_examples
 from flows.checks import Check, checks_table
@@ -26,6 +25,7 @@ from flows.demo import EVENTS, default_config
 from flows.launch import exfm, launched
 from flows.process import configure_logging
 from flows.run_folder import RunFolder
+from flows.run_setup import console
 from flows.settings import Settings, load
 from flows.supervisor import Group
 from models.durable import write_atomically
@@ -128,7 +128,7 @@ def main(
         sys.exit(f"--run {run} exists; name another")
     settings = load(default_config("taobao"))
     found = checks(settings, data, replayed(settings, RunFolder(run), data))
-    Console().print(checks_table(found))
+    console().print(checks_table(found))
     sys.exit(0 if all(check.passed for check in found) else 1)
 
 

@@ -23,6 +23,7 @@ from flows.consumer import PartitionConsumer
 from flows.das_sources import EventPartition, InputPartition, Item, PredictionPartition
 from flows.events import EventReader
 from flows.kafka_client import client_config
+from flows.label_rules import LabelRules
 from flows.read_ahead import ReadAhead
 from flows.records import BEGIN_MS, END_MS
 from flows.runner import stop_requested
@@ -106,9 +107,7 @@ class Range:
         if first_ms > BEGIN_MS:
             first_ms -= settings.das.repeat_horizon_ms
         if last_ms < END_MS:
-            last_ms += settings.windows_ms[-1] + settings.das.bucket_ms
-            if any(task.late_labels == "correct" for task in settings.tasks):
-                last_ms += settings.das.correction_horizon_ms
+            last_ms += LabelRules.of(settings).keep_ms + settings.das.bucket_ms
         return cls(first_ms=first_ms, impressions_ms=plan.to_ms, last_ms=last_ms)
 
 
