@@ -27,15 +27,15 @@ OPTIONS = {
     "pipeline.object-reuse": "true",
     "state.backend.type": "hashmap",
 }
-JOIN = f"""
+JOIN = """
 INSERT INTO examples
-SELECT i.impression_id, i.ts_ms, {{columns}}, p.fm_version, p.fm_logit_click,
+SELECT i.impression_id, i.ts_ms, {columns}, p.fm_version, p.fm_logit_click,
        COALESCE(l.`value`, CAST(0 AS TINYINT)) AS label
 FROM impressions i
 LEFT JOIN predictions p ON i.impression_id = p.impression_id
   AND p.ts BETWEEN i.ts - INTERVAL '1' SECOND AND i.ts + INTERVAL '1' SECOND
 LEFT JOIN labels l ON i.impression_id = l.impression_id
-  AND l.ts >= i.ts AND l.ts < i.ts + INTERVAL '{WINDOW_S // 60}' MINUTE
+  AND l.ts >= i.ts AND l.ts < i.ts + INTERVAL '{minutes}' MINUTE
 """
 
 
@@ -51,9 +51,10 @@ def main() -> None:
     out = given.scratch / "examples"
     tables.execute_sql(sink(out, spec.get("sink", "filesystem")))
     names = ", ".join(f"i.`{name}`" for name in COLUMNS["impressions"])
+    minutes = round(spec.get("window_s", WINDOW_S) / 60)
     clock = Clock()
     with clock.running():
-        tables.execute_sql(JOIN.format(columns=names)).wait()
+        tables.execute_sql(JOIN.format(columns=names, minutes=minutes)).wait()
     found = counts(out.glob("*")) if out.exists() else (0, 0, 0)
     report(clock, *found)
 

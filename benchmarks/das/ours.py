@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,12 @@ from flows.sink import Outgoing
 from flows.watermarks import TEACHER
 
 LENGTH = struct.Struct("<I")
-EPOCH_S = 10.0
+SHARDS = 1
+"""As the peers have one task slot, one thread."""
+BLOCK = 3_500_000
+"""Bytes read at a time: some 8,192 impressions, what `das.max_batch` is by default."""
+EPOCH_S = 3600.0
+"""Longer than the job: no snapshot is taken, as the peers take none."""
 
 
 class FilePartition(InputPartition):
@@ -49,7 +53,7 @@ class FilePartition(InputPartition):
         super().__init__(ahead)
         self._kind = kind
         self._source = (TEACHER if kind == "predictions" else kind, 0)
-        self._shards, self._batch = settings.das.shards, settings.das.max_batch
+        self._shards = settings.das.shards
         self._lateness = Lateness(0)
         self._schema = prediction_schema(settings)
         self._rules: EventRules | None = None
@@ -57,7 +61,7 @@ class FilePartition(InputPartition):
             rules = impression_rules(settings) if kind == "impressions" else label_rules(settings)
             self._rules, self._decoder = rules, EventDecoder(rules.schema, "json", rules.faults)
         self._file = path.open("rb")
-        self._offset, self._ended = 0, False
+        self._offset, self._rest, self._ended = 0, b"", False
 
     def snapshot(self) -> None:
         """Nothing is kept: the job starts anew."""
@@ -73,12 +77,13 @@ class FilePartition(InputPartition):
         return self._lateness.watermark_ms
 
     def _read(self) -> list[Item]:
-        lines = [line.rstrip() for line in islice(self._file, self._batch)]
+        block = self._file.read(BLOCK)
+        *lines, self._rest = (self._rest + block).split(b"\n")
         rows = self._rows(lines)
         self._offset += len(lines)
         if not self._lateness.judge(rows["ts_ms"].to_numpy()).all():
             raise RuntimeError(f"{self._file.name} must be in the order of event time")
-        if len(lines) < self._batch:
+        if not block:
             self._ended = True
             self._lateness.end()
         items = rows_by_shard(self._kind, rows, self._shards)
@@ -220,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pa.set_cpu_count(1)
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         started_s, cpu_s = time.monotonic(), time.process_time()
-        out = join(files, settings(), Path(folder))
+        out = join(files, settings(SHARDS), Path(folder))
         seconds, cpu_s = time.monotonic() - started_s, time.process_time() - cpu_s
         found = examples(out)
     answer: dict[str, Any] = {

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.das.engine import Outcome, run_engine
 from benchmarks.das.environments import flink_kafka_jar, java_environ, python_of
+from benchmarks.das.job import WINDOW_S
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LIMIT_S = 150.0
@@ -33,7 +34,12 @@ def flink(
 
 
 def flink_kafka(
-    bootstrap: str, topics: Mapping[str, str], *, options: Mapping[str, str] | None = None
+    bootstrap: str,
+    topics: Mapping[str, str],
+    *,
+    window_s: float = WINDOW_S,
+    limit_s: float = LIMIT_S,
+    options: Mapping[str, str] | None = None,
 ) -> Outcome:
     """The same joins over topics of a broker, from their beginning to where they end now.
 
@@ -41,6 +47,8 @@ def flink_kafka(
         bootstrap: address of the broker.
         topics: names of the topics of JSON `impressions`, `predictions` and `labels`; messages
             without a value are skipped.
+        window_s: of the label, whole minutes.
+        limit_s: Flink is killed behind it.
         options: further settings of Flink, e.g. `execution.checkpointing.interval`.
 
     Raises:
@@ -49,9 +57,10 @@ def flink_kafka(
     spec = {
         "bootstrap": bootstrap,
         "topics": dict(topics),
+        "window_s": window_s,
         "options": {"pipeline.jars": flink_kafka_jar().as_uri(), **(options or {})},
     }
-    return job("flink", Path(), spec=spec, environ=java_environ())
+    return job("flink", Path(), spec=spec, environ=java_environ(), limit_s=limit_s)
 
 
 def pathway(events: Path, *, cores: Sequence[int] = ()) -> Outcome:
@@ -80,6 +89,7 @@ def job(
     cores: Sequence[int] = (),
     spec: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
+    limit_s: float = LIMIT_S,
 ) -> Outcome:
     """Run benchmarks/das/PEER_job.py by the peer's interpreter."""
     python = python_of(peer)
@@ -91,4 +101,4 @@ def job(
             f"--events={events}",
         ]
         command += [f"--scratch={scratch}", f"--spec={json.dumps(spec or {})}"]
-        return run_engine(command, limit_s=LIMIT_S, cores=cores, environ=environ, folder=CHECKOUT)
+        return run_engine(command, limit_s=limit_s, cores=cores, environ=environ, folder=CHECKOUT)
