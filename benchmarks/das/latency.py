@@ -8,7 +8,6 @@ which the broker appended it (`message.timestamp.type=LogAppendTime`), by the sa
 from __future__ import annotations
 
 import shutil
-import signal
 import tempfile
 import time
 from bisect import bisect_left
@@ -56,7 +55,6 @@ def run(rows: int, work_folder: Path) -> list[Figure]:
                 allowed, late_s, rate = live(Writer(settings))
                 say("written")
                 lags = latencies(settings, allowed)
-                stopped_s = job.end(signal.SIGTERM)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     note = f"{rate:,.0f} events/s written, {len(lags):,} examples; ticks up to {late_s:.2f} s late"
@@ -67,7 +65,6 @@ def run(rows: int, work_folder: Path) -> list[Figure]:
             value=float(np.quantile(lags, 0.99)),
             unit="s",
         ),
-        Figure(name="SIGTERM to the end of the process", value=stopped_s, unit="s"),
     ]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ from benchmarks.das.kafka_job import Job, Look, started
 from benchmarks.das.kafka_topics import Examples, broker, fill, settings_for
 from benchmarks.das.part import say
 from flows.das_state import recovery_folder
+from flows.supervisor import STOP_S
 
 LIMIT_S = 240.0
 EVERY_S = 5.0
@@ -54,7 +56,7 @@ def killed(rows: int, work_folder: Path) -> list[Figure]:
                 job.end()
                 num = examples.read_to_end()
                 say(f"killed behind {num:,} examples, {pending:,.0f} pending")
-                return [*times(job, examples), *opening(job, pending)]
+                return [*times(job, examples), *opening(job, pending), stopping(job)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -98,6 +100,14 @@ def opening(job: Job, pending: float) -> list[Figure]:
             note=f"{pending:,.0f} impressions pending at the kill",
         )
     ]
+
+
+def stopping(job: Job) -> Figure:
+    """How long a clean stop takes in full flight."""
+    pending = in_full_flight(job)
+    stopped_s = job.end(signal.SIGTERM)
+    note = f"{pending:,.0f} impressions pending; the supervisor kills after {STOP_S:g} s"
+    return at_most("SIGTERM to the end of the process", stopped_s, "s", STOP_S, note)
 
 
 def store(seen: int, work_folder: Path) -> list[Figure]:
