@@ -91,6 +91,7 @@ class Log:
                 if event["ts_ms"] >= later_ms:
                     found[i] = (i % num, event)
         self._settings = settings
+        self._producer = BatchProducer(client_config(settings.kafka))  # knows all partitions
 
     def write(self, stage: int, teacher: bool = True) -> None:
         """Write a stage; behind the last, the ends of all logs. A dead teacher writes nothing."""

@@ -1,0 +1,141 @@
+"""Processes and partitions that come and go between two runs of one state."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions
+
+from flows.das import run
+from flows.das_state import claim
+from flows.kafka_client import client_config
+from flows.process import announced
+from flows.run_folder import RunFolder
+from flows.run_lock import InUse
+from flows.runner import Placement
+from flows.settings import Settings, SettingsError
+from flows.topic_growth import TopicGrowth
+from monitoring.metrics import SOURCE_UNREAD
+from tests.processes import free_addresses, started
+from tests.test_das import DAS, NUM_STAGES, Log, elsewhere, eventually, examples, num_messages
+
+
+def with_partitions(settings: Settings, **partitions: int) -> Settings:
+    """The same topics, of which some have more partitions."""
+    raw = settings.model_dump()
+    for topic, num in partitions.items():
+        raw["topics"][topic]["partitions"] = num
+    return Settings.model_validate(raw)
+
+
+def has(admin: AdminClient, topic: str, partitions: int) -> bool:
+    """Whether the brokers know of so many partitions of a topic."""
+    return len(admin.list_topics(topic, timeout=10).topics[topic].partitions) == partitions
+
+
+def run_group(settings: Settings, folder: Path, num: int, *, to_end: bool = False) -> None:
+    """Some processes, until there is something new and they are stopped, or to the end."""
+    addresses = free_addresses(num) if num > 1 else ""
+    before = num_messages(settings)
+    with ExitStack() as stack:
+        group = [
+            stack.enter_context(started(DAS, settings, folder, i, addresses)) for i in range(num)
+        ]
+        if not to_end:
+            eventually(lambda: num_messages(settings) > before)
+            for process in group:
+                process.send_signal(signal.SIGTERM)
+        assert [process.wait(100) for process in group] == [0] * num
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(400)
+def test_number_of_processes_may_change(kafka_settings: Settings, tmp_path: Path) -> None:
+    settings, plain = elsewhere(kafka_settings), elsewhere(kafka_settings)
+    log = Log(kafka_settings)
+    for stage, num in enumerate((1, 2)):
+        log.write(stage)
+        run_group(settings, tmp_path / "run", num)
+    for stage in range(2, NUM_STAGES):
+        log.write(stage)
+    run_group(settings, tmp_path / "run", 3, to_end=True)
+    run(plain, RunFolder(tmp_path / "plain"), Placement())
+    assert examples(settings) == examples(plain)
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(400)
+def test_partitions_may_be_added(kafka_settings: Settings, tmp_path: Path) -> None:
+    """Stopped, the topics grow, started again: the examples of a run that always had them all."""
+    before, other = elsewhere(kafka_settings), elsewhere(kafka_settings)
+    log = Log(kafka_settings)
+    for stage in range(2):
+        log.write(stage)
+    run_group(before, tmp_path / "run", 1)
+    grown = {"impressions": 3, "labels": 4}
+    admin = AdminClient(client_config(before.kafka))
+    names = {getattr(before.topics, topic).name: num for topic, num in grown.items()}
+    more = [NewPartitions(name, num) for name, num in names.items()]
+    for future in admin.create_partitions(more).values():
+        future.result()
+    for name, num in names.items():
+        eventually(lambda name=name, num=num: has(admin, name, num))  # type: ignore[misc]
+    after, plain = (with_partitions(s, **grown) for s in (before, other))
+    log.grow(after)
+    for stage in range(2, NUM_STAGES):
+        log.write(stage)
+    run(after, RunFolder(tmp_path / "run"), Placement())
+    run(plain, RunFolder(tmp_path / "plain"), Placement())
+    assert examples(after) == examples(plain)
+
+
+@pytest.mark.kafka
+def test_growth_is_told_while_it_runs(
+    kafka_settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = kafka_settings.topics.labels
+    growth = TopicGrowth(kafka_settings.kafka, topic, every_s=0.0)
+    growth.look()
+    assert SOURCE_UNREAD.labels(topic.name)._value.get() == 0
+    admin = AdminClient(client_config(kafka_settings.kafka))
+    admin.create_partitions([NewPartitions(topic.name, 5)])[topic.name].result()
+
+    def told() -> bool:
+        growth.look()
+        return bool(SOURCE_UNREAD.labels(topic.name)._value.get() == 3)
+
+    with caplog.at_level(logging.WARNING):
+        eventually(told)
+        growth.look()
+    assert [r.message for r in caplog.records if "has 5 partitions, of which 2" in r.message] == [
+        f"topic '{topic.name}' has 5 partitions, of which 2 are read: stop, set its `partitions` "
+        "to 5, and start again"
+    ]
+
+
+def test_state_takes_more_partitions_of_events_and_nothing_else(
+    tiny_settings: Settings, tmp_path: Path
+) -> None:
+    claim(tmp_path, tiny_settings)
+    claim(tmp_path, with_partitions(tiny_settings, impressions=3, labels=5))
+    kept = json.loads((tmp_path / "format.json").read_text())["topics"]
+    assert (kept["impressions"], kept["labels"]) == (["impressions", 3], ["labels", 5])
+    for fewer in ({"impressions": 3}, {"impressions": 3, "labels": 5, "examples": 4}):
+        with pytest.raises(SettingsError, match=r"'labels', 5\]"):
+            claim(tmp_path, with_partitions(tiny_settings, **fewer))
+
+
+def test_groups_of_one_flow_exclude_each_other(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with (
+        announced(folder, "das-0", "das"),
+        announced(folder, "das-1"),
+        pytest.raises(InUse, match="das of run"),
+        announced(folder, "das", "das"),
+    ):
+        pass
