@@ -21,6 +21,7 @@ from bytewax.inputs import Source
 from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import Sink
 
+from flows.das_recovery import speaking
 from flows.das_sources import EventSource, Item, PredictionSource
 from flows.das_state import claim, recovery_folder, shards_folder
 from flows.dead_letters import DeadLetters
@@ -156,12 +157,10 @@ def kafka_flow(settings: Settings, state: Path) -> Dataflow:
 def run(settings: Settings, folder: RunFolder, placement: Placement) -> None:
     """Run until the log has ended or a stop is requested."""
     state = folder.state / "das"
-    run_flow(
-        kafka_flow(settings, state),
-        placement,
-        recovery=recovery_folder(state),
-        epoch_s=settings.das.recovery_every_s,
-    )
+    recovery = recovery_folder(state)
+    flow = kafka_flow(settings, state)
+    with speaking(recovery):
+        run_flow(flow, placement, recovery=recovery, epoch_s=settings.das.recovery_every_s)
 
 
 def flow() -> Dataflow:

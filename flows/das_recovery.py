@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import pickle
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,8 +22,26 @@ NEWEST = (
 )
 
 
+WAY_OUT = (
+    "put the whole state folder of the join back from a copy, or start a new run that writes to "
+    "another topics.examples; where teacher.version = 'as_of' and the topics still hold every "
+    "event, the folder may be removed instead: the same examples come again, and consumers drop "
+    "what they know"
+)
+"""What to do when a part of the state is lost."""
+
+
 class RecoveryUnreadable(RuntimeError):
     """A file of the store cannot be read; the message names it."""
+
+
+class StateFull(RuntimeError):
+    """The state cannot be written; the message names the file and why."""
+
+    def __init__(self, path: Path, why: object) -> None:
+        super().__init__(
+            f"{path} cannot be written: {why}; make room and start again, nothing is lost"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +52,33 @@ class SavedShard:
     """Wall clock, UTC."""
     state: dict[str, Any]
     """Of `Shard.save` (flows/shard.py)."""
+
+
+@contextmanager
+def speaking(recovery: Path) -> Iterator[None]:
+    """Inside, what Bytewax says of its store names the folder and what to do.
+
+    Raises:
+        RecoveryUnreadable: the store is damaged, or a part of it is gone.
+        StateFull: there is no room for it.
+    """
+    from bytewax.recovery import (
+        InconsistentPartitionsError,
+        MissingPartitionsError,
+        NoPartitionsError,
+    )
+
+    try:
+        yield
+    except (InconsistentPartitionsError, MissingPartitionsError, NoPartitionsError) as error:
+        raise RecoveryUnreadable(f"{recovery} is incomplete: {error}; {WAY_OUT}") from error
+    except Exception as error:
+        said = str(error)
+        if "SqliteFailure" not in said:
+            raise
+        if "DiskFull" in said or "SystemIoFailure" in said:
+            raise StateFull(recovery, said) from error
+        raise RecoveryUnreadable(f"{recovery} is damaged: {said}; {WAY_OUT}") from error
 
 
 class PlainData(pickle.Unpickler):

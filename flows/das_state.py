@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flows.das_recovery import WAY_OUT, RecoveryUnreadable
 from flows.records import example_schema, impression_schema, prediction_schema
 from flows.run_folder import write_json
 from flows.settings import Settings, SettingsError
@@ -38,12 +39,21 @@ def claim(state: Path, settings: Settings) -> None:
 
     Raises:
         SettingsError: it was made for another configuration.
+        RecoveryUnreadable: a part of it is gone or damaged.
     """
     path, wanted = state / "format.json", made_for(settings)
+    recovery, shards = recovery_folder(state), shards_folder(state)
+    if not recovery.exists() and any(shards.rglob("*.arrow")):
+        raise RecoveryUnreadable(f"{recovery} is gone, but {shards} holds segments; {WAY_OUT}")
     if not path.exists():
+        if recovery.exists():
+            raise RecoveryUnreadable(f"{path} is gone, but {recovery} is there; {WAY_OUT}")
         write_json(path, wanted)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecoveryUnreadable(f"{path} is damaged: {error}; {WAY_OUT}") from error
     found = grown(before, wanted)
     changed = [key for key in wanted if found.get(key) != wanted[key]]
     if changed:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from flows.das_recovery import WAY_OUT, StateFull
 from flows.records import BEGIN_MS
 
 MAX_MERGED_BYTES = 256 << 20
@@ -93,17 +94,24 @@ class SegmentFolder:
         self._number = 0
 
     def write(self, kind: str, table: pa.Table) -> Segment:
-        """Write `table` as a new file and map it."""
+        """Write `table` as a new file and map it.
+
+        Raises:
+            StateFull: it cannot be written.
+        """
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table.combine_chunks())
         data = sink.getvalue()
         name = f"{kind}-{self._number:08d}.arrow"
         self._number += 1
-        self._path.mkdir(parents=True, exist_ok=True)
         draft = self._path / f".{name}"
-        draft.write_bytes(data)
-        draft.replace(self._path / name)
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(data)
+            draft.replace(self._path / name)
+        except OSError as error:
+            raise StateFull(self._path / name, error.strerror) from error
         self._files.add(name)
         file = File(name=name, size=data.size, xxh64=xxhash.xxh64(data).hexdigest())
         return Segment.of(self._map(name).read_all(), file)
@@ -118,12 +126,13 @@ class SegmentFolder:
         try:
             data = pa.memory_map(str(path)).read_buffer()
         except OSError as error:
-            raise SegmentError(f"segment {path} cannot be read: {error}") from error
+            why = "it is gone" if not path.exists() else str(error)
+            raise SegmentError(f"segment {path} cannot be read: {why}; {WAY_OUT}") from error
         found = xxhash.xxh64(data).hexdigest()
         if data.size != file["size"] or found != file["xxh64"]:
             raise SegmentError(
                 f"segment {path} is damaged: {data.size} bytes, xxh64 {found}; "
-                f"its snapshot says {file['size']} bytes, xxh64 {file['xxh64']}"
+                f"its snapshot says {file['size']} bytes, xxh64 {file['xxh64']}; {WAY_OUT}"
             )
         self._files.add(file["name"])
         return Segment.of(pa.ipc.open_file(data).read_all(), file)

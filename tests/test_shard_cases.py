@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from flows.das_recovery import StateFull
 from flows.label_join import ARRIVING
 from flows.records import decode, impression_schema, prediction_schema
 from flows.segments import SegmentError
@@ -147,3 +148,11 @@ def test_teacher_that_comes_too_late_is_counted(tmp_path: Path) -> None:
     schema = prediction_schema(SETTINGS)
     core.take_rows("predictions", placed([row], schema))
     assert count(DAS_TOO_LATE, "predictions") - before == 1
+
+
+def test_segment_without_room_names_the_file_and_what_to_do(tmp_path: Path) -> None:
+    core = one_shard(tmp_path)
+    (tmp_path / "0").write_bytes(b"a file where the folder should be")
+    core.take_rows("impressions", impressions(impression(1, 100)))
+    with pytest.raises(StateFull, match=r"impressions-0.*arrow cannot be written: .* make room"):
+        core.save()

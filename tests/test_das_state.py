@@ -1,0 +1,69 @@
+"""A state of which a part is lost stops the join, names the part, and says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bytewax.operators as op
+import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.testing import TestingSink, TestingSource
+
+from flows.das_recovery import RecoveryUnreadable, StateFull, speaking
+from flows.das_state import claim, recovery_folder, shards_folder
+from flows.runner import Placement, create_recovery_store, run_flow
+from flows.settings import Settings
+
+
+@pytest.fixture
+def state(tiny_settings: Settings, tmp_path: Path) -> Path:
+    """A state that has segments."""
+    claim(tmp_path, tiny_settings)
+    create_recovery_store(recovery_folder(tmp_path))
+    folder = shards_folder(tmp_path) / "0"
+    folder.mkdir(parents=True)
+    (folder / "labels-00000000.arrow").write_bytes(b"rows")
+    claim(tmp_path, tiny_settings)
+    return tmp_path
+
+
+def test_state_without_its_recovery_store_is_refused(tiny_settings: Settings, state: Path) -> None:
+    recovery_folder(state).rename(state / "elsewhere")
+    with pytest.raises(RecoveryUnreadable, match=r"recovery is gone, but .* put .* back"):
+        claim(state, tiny_settings)
+
+
+@pytest.mark.parametrize(("text", "why"), [(None, "is gone"), ("{", "is damaged")])
+def test_state_of_unknown_make_is_refused(
+    tiny_settings: Settings, state: Path, text: str | None, why: str
+) -> None:
+    path = state / "format.json"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(RecoveryUnreadable, match=rf"format\.json {why}.* put .* back"):
+        claim(state, tiny_settings)
+
+
+def run(recovery: Path) -> None:
+    flow, out = Dataflow("few"), list[int]()
+    op.output("out", op.input("in", flow, TestingSource([1, 2, 3])), TestingSink(out))
+    with speaking(recovery):
+        run_flow(flow, Placement(), recovery=recovery, epoch_s=0.0)
+
+
+@pytest.mark.parametrize(("content", "why"), [(None, "incomplete"), (b"junk" * 999, "damaged")])
+def test_damaged_recovery_store_is_named(tmp_path: Path, content: bytes | None, why: str) -> None:
+    recovery = tmp_path / "recovery"
+    run(recovery)
+    run(recovery)
+    part = recovery / "part-1.sqlite3"
+    part.unlink() if content is None else part.write_bytes(content)
+    with pytest.raises(RecoveryUnreadable, match=rf"recovery is {why}: .* put .* back"):
+        run(recovery)
+
+
+def test_full_disk_is_told_from_damage(tmp_path: Path) -> None:
+    said = "SqliteFailure(Error { code: DiskFull, extended_code: 13 })"
+    with pytest.raises(StateFull, match=r"cannot be written: .* make room"), speaking(tmp_path):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match=r"^another$"), speaking(tmp_path):
+        raise RuntimeError("another")
