@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from flows.admission import PLACE
 from flows.label_rules import LabelRules
 from flows.records import ADDRESS, LABELS
+from flows.row_choice import rows_among
 from flows.segments import SegmentFolder, SegmentStore, StoreState, times
 from monitoring.metrics import DAS_OUTSIDE, DAS_REPEATS, DAS_UNMATCHED
 
@@ -47,9 +48,10 @@ class LabelJoin:
             late = labels.filter(pa.array(behind)).drop_columns("ts_ms")
             self._stragglers.append(late.rename_columns({"known_ms": "ts_ms"}))
 
-    def rows(self, low_ms: int, high_ms: int) -> pl.DataFrame:
-        """Labels with low_ms <= ts_ms < high_ms."""
-        return pl.DataFrame(pl.from_arrow(self._labels.between(low_ms, high_ms)))
+    def rows(self, low_ms: int, high_ms: int, ids: pa.ChunkedArray) -> pl.DataFrame:
+        """Labels with low_ms <= ts_ms < high_ms of some impressions."""
+        labels = self._labels.between(low_ms, high_ms)
+        return pl.DataFrame(pl.from_arrow(rows_among(labels, "impression_id", ids)))
 
     def waking(self, low_ms: int, high_ms: int) -> pa.ChunkedArray:
         """Ids of impressions that a label of low_ms <= known_ms < high_ms may lead to a row of."""
@@ -72,7 +74,7 @@ class LabelJoin:
         Returns:
             row, task, label: at most one for each row and task of the row's window.
         """
-        labels = self.rows(low_ms, high_ms)
+        labels = pl.DataFrame(pl.from_arrow(self._labels.between(low_ms, high_ms)))
         rank = pl.Series("rank", self._rules.ranks_T[labels["task"].to_numpy()])
         pairs = labels.with_columns(rank).join(due, on=["impression_id", "rank"], how="inner")
         self.saw(pairs)

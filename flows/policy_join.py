@@ -50,17 +50,21 @@ class PolicyJoin:
         labelled = self._labels.waking(low_ms, high_ms)
         return pa.chunked_array([*labelled.chunks, *late.chunks], pa.string()).combine_chunks()
 
-    def leaving(self, items: pl.DataFrame, low_ms: int, high_ms: int) -> Leaving:
+    def leaving(
+        self, items: pl.DataFrame, ids: pa.ChunkedArray, low_ms: int, high_ms: int
+    ) -> Leaving:
         """Rows of a step, in no order.
 
         Args:
             items: at, impression_id, shown_ms, place, closed_ms and rank of each closing window,
                 and of each impression that was woken (rank WOKEN).
+            ids: of these impressions.
             low_ms: event time closed before the step.
             high_ms: event time closed by it.
         """
         items = self._with_born(items)
-        labels = self._labels.rows(low_ms - self._rules.keep_ms, high_ms).with_row_index("label_at")
+        labels = self._labels.rows(low_ms - self._rules.keep_ms, high_ms, ids)
+        labels = labels.with_row_index("label_at")
         known = labels.select("impression_id").unique()
         labelled = (
             items.join(known, on="impression_id", how="semi")

@@ -8,9 +8,12 @@ import polars as pl
 import pyarrow as pa
 
 from flows.admission import PLACE
+from flows.row_choice import rows_among
 from flows.segments import SegmentFolder, SegmentStore, StoreState
 from monitoring.metrics import DAS_REPEATS, DAS_UNMATCHED
 
+MANY = 4
+"""Predictions looked at for an example, from which on most are left out before the join."""
 Span = tuple[int, int]
 """From an event time on, before another."""
 
@@ -36,6 +39,8 @@ class PredictionJoin:
             Predictions, and for each row of `due` its row among them, or null.
         """
         found = pa.concat_tables([self._store.between(*span) for span in united(spans)])
+        if found.num_rows > MANY * due.num_rows:
+            found = rows_among(found, "offset", due.column("offset"))
         places = pl.DataFrame(pl.from_arrow(found.select(PLACE))).with_row_index("found")
         first = places.unique(PLACE, keep="first")
         wanted = pl.DataFrame(pl.from_arrow(due.select(PLACE)))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from flows.admission import PLACE, Admission
 from flows.example_rows import ExampleRows, Message, messages
@@ -23,6 +22,7 @@ from flows.leaving import plain
 from flows.policy_join import WOKEN, PolicyJoin
 from flows.prediction_join import PredictionJoin
 from flows.records import BEGIN_MS, END_MS, floor_ms, impression_schema, prediction_schema
+from flows.row_choice import rows_among
 from flows.segments import SegmentFolder, SegmentStore, times
 from flows.settings import Settings
 from flows.shard_gauges import ShardGauges
@@ -219,8 +219,7 @@ class Shard:
         )
         if not len(ids):
             return self._impressions.between(limit_ms, limit_ms)
-        rows = self._impressions.between(low_ms, limit_ms)
-        rows = rows.filter(pc.is_in(rows.column("impression_id"), value_set=ids))
+        rows = rows_among(self._impressions.between(low_ms, limit_ms), "impression_id", ids)
         return self._admission.without_repeats(rows, low_ms, limit_ms)
 
     def _join(self, parts: list[pa.Table], limit_ms: int) -> pa.Table:
@@ -234,7 +233,8 @@ class Shard:
             found = self._labels.join(due, self.done_ms - self._longest_ms, limit_ms)
             leaving = plain(due.drop("row"), found, self._rules.ranks_T).in_order()
         else:
-            leaving = self._policies.leaving(items, self.done_ms, limit_ms).in_order()
+            ids = impressions.column("impression_id")
+            leaving = self._policies.leaving(items, ids, self.done_ms, limit_ms).in_order()
         impressions = impressions.take(leaving.rows["at"].to_numpy())
         spans = [(self.done_ms - w, limit_ms - w) for w in self._windows_ms]
         if woken.num_rows:

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -33,17 +33,9 @@ from flows.records import (
 from flows.settings import Settings
 from flows.shard import Shard
 from flows.watermarks import Watermarks, sources
+from tests.one_by_one import Label, outcomes, random_tasks
 
 Row = dict[str, Any]
-
-
-class Label(NamedTuple):
-    """A label of one impression, and when its shard could know it."""
-
-    known: int
-    ts: int
-    value: int
-    task: int
 
 
 CASES = int(os.environ.get("EXFM_TEST_CASES", "150"))
@@ -62,19 +54,6 @@ class Case:
 
 def make_settings(rng: random.Random) -> Settings:
     bucket_s = rng.choice((1, 3, 10))
-    windows = sorted((rng.randint(1, 20), rng.randint(1, 120)))
-    with_policies = rng.random() < 0.8
-    tasks: list[Row] = [
-        {"name": "click", "window_s": windows[0], "oracle": "p_click"},
-        {"name": "buy", "window_s": windows[1]},
-        {"name": "like", "window_s": windows[rng.randint(0, 1)]},
-    ]
-    for task in tasks if with_policies else ():
-        task["early"] = rng.random() < 0.5
-        for key in ("late_labels", "repeated_labels"):
-            task[key] = rng.choice(("drop", "correct"))
-        if task["window_s"] > windows[0] and rng.random() < 0.7:
-            task["given"] = "click"
     topics = {
         "impressions": {"name": "i", "partitions": rng.randint(1, 3), "lateness_s": 4},
         "labels": {"name": "l", "partitions": rng.randint(1, 3), "lateness_s": 6},
@@ -87,7 +66,7 @@ def make_settings(rng: random.Random) -> Settings:
                 {"name": "price", "kind": "numeric"},
                 {"name": "history", "kind": "sequence", "dtype": "int"},
             ],
-            "tasks": tasks,
+            "tasks": random_tasks(rng),
             "students": [{"name": "late", "tasks": ["click"], "snapshot_every_s": 30}],
             "teacher": {"snapshot_every_s": 30},
             "topics": topics,
@@ -181,47 +160,6 @@ def predicted(record: Row, unknown: bool) -> Row:
     names = ("fm_logit_click", "fm_logit_buy", "fm_logit_like")
     logits = {name: None if unknown else logit + i for i, name in enumerate(names)}
     return {"fm_version": None if unknown else record["ts_ms"] // 5000, **logits}
-
-
-def outcomes(
-    config: Settings, k: int, shown: int, born: int, labels: list[Label]
-) -> list[tuple[int, int, bool]]:
-    """What the labels of one impression lead to for a task: (time, label, own row), in order.
-
-    The number in the list is the correction number. Labels are taken one after the other, as they
-    become known.
-    """
-    task, out, seen = config.tasks[k], list[tuple[int, int, bool]](), defaultdict[int, Any](list)
-    g = [t.name for t in config.tasks].index(task.given) if task.given else k
-    end, force = shown + task.window_ms, {k: 0, g: 0}
-    mine = [x for x in labels if x.task in (k, g) and x.ts >= shown]
-    mine.sort(key=lambda x: (x.known, x.task == k, x.ts, x.value))
-    for x in mine:
-        rule = config.tasks[x.task]
-        if max(x.ts + 1, x.known) > shown + rule.window_ms:
-            continue
-        seen[x.task].append((x.ts, x.value))
-        newest = rule.repeated_labels == "correct"
-        stays = rule.early and not newest and force[x.task]
-        force[x.task] = x.value if newest else 1 if stays else min(seen[x.task])[1]
-        time = max(x.known, born)
-        if not out and task.early and force[k] and force[g] and time < end:
-            out.append((time, 1, True))
-        elif out and x.task == k and newest and x.value != out[-1][1]:
-            out.append((time, x.value, True))
-    if not out:
-        given_end = shown + config.tasks[g].window_ms
-        if not force[g] and given_end >= born:
-            end = given_end  # a known negative
-        if born > end:
-            return []
-        out.append((end, force[k] and force[g], False))
-    for x in mine:
-        late = x.task == k and max(x.ts + 1, x.known) > end and task.late_labels == "correct"
-        in_time = x.known < end + config.das.correction_horizon_ms
-        if late and in_time and x.value != out[-1][1]:
-            out.append((max(x.known, born), x.value, True))
-    return out
 
 
 def reference(case: Case, arrivals: dict[Any, int] | None = None) -> dict[int, list[Row]]:
