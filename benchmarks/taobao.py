@@ -3,9 +3,10 @@
     python -m benchmarks.taobao DIR [--run runs/taobao-check]
 
 Replays all of Taobao's page views through all processes over a Kafka at full speed, windows of one
-hour and one day in one flow, and prints a line a claim; exit code 0 only if all hold. The reference
-takes all pairs of a view and a later action of the same user and item, and of each action's views
-the last; it shares no code with the replay (flows/taobao.py).
+hour and one day in one flow, then makes the examples again by a backfill to Parquet, and prints a
+line a claim; exit code 0 only if all hold. The reference takes all pairs of a view and a later
+action of the same user and item, and of each action's views the last; it shares no code with the
+replay (flows/taobao.py).
 """
 
 from __future__ import annotations
@@ -16,14 +17,19 @@ from pathlib import Path
 from typing import Annotated
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
 import typer
 
-from benchmarks.examples import accepted_examples
+from benchmarks.examples import accepted_examples, table_digest
+from flows.backfill import ParquetTarget, Watch, backfill
+from flows.backfill_plan import Request
 from flows.checks import Check, checks_table
 from flows.config_file import dump
 from flows.demo import EVENTS, default_config
 from flows.launch import exfm, launched
 from flows.process import configure_logging
+from flows.records import example_schema
 from flows.run_folder import RunFolder
 from flows.run_setup import console
 from flows.settings import Settings, load
@@ -106,16 +112,33 @@ def checks(settings: Settings, folder: Path, examples: pl.DataFrame) -> list[Che
     return found
 
 
-def replayed(settings: Settings, folder: RunFolder, data: Path) -> pl.DataFrame:
-    """Examples of a whole replay at full speed."""
+def replayed(settings: Settings, folder: RunFolder, data: Path) -> tuple[pl.DataFrame, Check]:
+    """Examples of a whole replay at full speed, and whether a backfill makes the same."""
     write_atomically(folder.config, dump(settings).encode())
     write = exfm("replay", "taobao", str(data), "--write-only", folder=folder)
     with launched(settings, folder) as run:
         run.supervisor.add(Group(name=EVENTS, commands=lambda: [write], restart=False))
         run.wait(lambda: run.drained and run.supervisor.finished(EVENTS))
-        frame = pl.from_arrow(accepted_examples(run.settings).table)
+        made = accepted_examples(run.settings)
+        again = backfilled(run.settings, folder.root / "parquet")
+    frame = pl.from_arrow(made.table)
     assert isinstance(frame, pl.DataFrame)
-    return frame
+    check = Check(
+        name="examples of a backfill to Parquet",
+        value=f"{len(again):,}, digest {table_digest(again)[:12]}",
+        rule=f"digest {made.digest[:12]} of the run's",
+        passed=again.equals(made.table),
+    )
+    return frame, check
+
+
+def backfilled(settings: Settings, path: Path) -> pa.Table:
+    """Examples of a backfill, by shard and running number."""
+    unseen = Watch(on_offsets=lambda _, __: None, on_rows=lambda _, __: None)
+    backfill(settings, Request(starts={}, ends={}), ParquetTarget(path), unseen)
+    schema = example_schema(settings)
+    rows = ds.dataset(path, partitioning="hive").to_table().select(schema.names).cast(schema)
+    return rows.sort_by([("shard", "ascending"), ("number", "ascending")]).combine_chunks()
 
 
 def main(
@@ -127,7 +150,8 @@ def main(
     if run.exists():
         sys.exit(f"--run {run} exists; name another")
     settings = load(default_config("taobao"))
-    found = checks(settings, data, replayed(settings, RunFolder(run), data))
+    examples, same = replayed(settings, RunFolder(run), data)
+    found = [*checks(settings, data, examples), same]
     console().print(checks_table(found))
     sys.exit(0 if all(check.passed for check in found) else 1)
 
