@@ -12,11 +12,13 @@ import polars as pl
 import pytest
 
 from benchmarks.das import bench, ours
-from benchmarks.das.engine import EngineFailed, run, run_engine
+from benchmarks.das import files as files_part
+from benchmarks.das.engine import EngineFailed, Outcome, run, run_engine
 from benchmarks.das.events import WINDOW_S, EventFiles, event_files, settings
 from benchmarks.das.figures import Figure, at_least, at_most, unmeasured
 from benchmarks.das.job import counts, tree_cpu_s
 from benchmarks.das.picture import picture
+from flows.read_ahead import ReadAhead
 
 ROWS = 3000
 
@@ -66,7 +68,7 @@ def test_a_file_out_of_order_is_refused(files: EventFiles, tmp_path: Path) -> No
     lines = files.labels.read_bytes().splitlines(keepends=True)
     swapped = tmp_path / "labels.jsonl"
     swapped.write_bytes(b"".join(reversed(lines)))
-    partition = ours.FilePartition(settings(), "labels", swapped, ours.ReadAhead(settings()))
+    partition = ours.FilePartition(settings(), "labels", swapped, ReadAhead(settings()))
     with pytest.raises(RuntimeError, match="order of event time"):
         partition.next_batch()
     partition.close()
@@ -99,6 +101,27 @@ def test_counts_of_a_peer_and_cpu_seconds(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert counts([path]) == (2, 1, 1)
     assert 0 < tree_cpu_s() < 1e6
+
+
+def test_files_part_shows_who_failed_and_who_differs(files: EventFiles) -> None:
+    def outcome(seconds: float, positives: int) -> Outcome:
+        found = {"examples": ROWS, "positives": positives, "predicted": ROWS}
+        return Outcome(seconds=seconds, cpu_s=seconds, **found)
+
+    best = {
+        "exfm": outcome(1.0, files.num_positives),
+        "decoding alone": outcome(0.5, files.num_positives),
+        "Flink SQL": outcome(7.0, files.num_positives - 1),
+    }
+    failed = {"Pathway": "not installed", "Bytewax join_window": "not finished within 150 s"}
+    found = {figure.name: figure for figure in files_part.figures(files, best, failed)}
+    assert found["files: exfm"].value == files.num_events
+    assert found["files: exfm over Flink SQL"].value == pytest.approx(7)
+    assert found["files: exfm over Pathway"].met is False
+    assert found["files: exfm of decoding alone"].value == pytest.approx(50)
+    agreed = found["files: engines with the same examples, positives, predictions"]
+    assert agreed.met is False
+    assert "Flink SQL" in agreed.note
 
 
 def test_figures_table_summary_and_picture() -> None:

@@ -25,6 +25,7 @@ LEAST_OVER = {"Flink SQL": 6.0, "Pathway": 6.0, "Bytewax join_window": 50.0}
 LEAST_OF_DECODING = 60.0
 GROUP = "JSON files, one core"
 OURS, FLINK_FREE, WINDOWS = "exfm", "Flink SQL, all cores", "Bytewax join_window"
+DECODING = "decoding alone"
 Job = Callable[[], Outcome]
 
 
@@ -56,6 +57,13 @@ def engines(files: EventFiles, work_folder: Path) -> dict[str, Job]:
     windows = min(WINDOW_ROWS, files.num_impressions)
     return {
         OURS: partial(run_ours, files.num_impressions, work_folder, limit_s=peers.LIMIT_S),
+        DECODING: partial(
+            run_ours,
+            files.num_impressions,
+            work_folder,
+            limit_s=peers.LIMIT_S,
+            only_decode=True,
+        ),
         "Flink SQL": partial(peers.flink, folder, cores=cores),
         "Pathway": partial(peers.pathway, folder, cores=cores),
         WINDOWS: partial(peers.bytewax, folder, windows, cores=cores),
@@ -72,7 +80,7 @@ def figures(files: EventFiles, best: dict[str, Outcome], failed: dict[str, str])
             unit="events/s",
             note=f"{outcome.seconds:.1f} s, {outcome.cpu_s:.1f} CPU s; "
             f"{outcome.examples:,} examples, {outcome.positives:,} positives",
-            drawn_as=f"{GROUP}: {engine}" if engine != FLINK_FREE else "",
+            drawn_as="" if engine in (FLINK_FREE, DECODING) else f"{GROUP}: {engine}",
         )
         for engine, outcome in best.items()
     ]
@@ -86,7 +94,20 @@ def figures(files: EventFiles, best: dict[str, Outcome], failed: dict[str, str])
             found.append(ratio(name, files, ours, best[engine], bar))
         else:
             found.append(unmeasured(name, "x", failed[engine], bar=f">= {bar:g}"))
+    if DECODING in best:
+        found.append(share_of_decoding(files, ours, best[DECODING]))
     return [*found, agreement(files, best)]
+
+
+def share_of_decoding(files: EventFiles, ours: Outcome, decoding: Outcome) -> Figure:
+    """What the whole flow reaches of the rate of its decoder alone, in CPU seconds."""
+    return at_least(
+        "files: exfm of decoding alone",
+        100 * decoding.cpu_s / ours.cpu_s,
+        "%",
+        LEAST_OF_DECODING,
+        f"CPU seconds; decoding by the flow's decoder: {decoding.cpu_s:.1f} s",
+    )
 
 
 def events_of(files: EventFiles, outcome: Outcome) -> float:
@@ -106,7 +127,7 @@ def ratio(name: str, files: EventFiles, ours: Outcome, peer: Outcome, bar: float
 def agreement(files: EventFiles, best: dict[str, Outcome]) -> Figure:
     """How many engines, of those that read everything, found what was there to find."""
     wanted = (files.num_impressions, files.num_positives, files.num_impressions)
-    whole = {engine: found for engine, found in best.items() if engine != WINDOWS}
+    whole = {e: found for e, found in best.items() if e not in (WINDOWS, DECODING)}
     wrong = [f"{e}: {found.counts}" for e, found in whole.items() if found.counts != wanted]
     return at_least(
         "files: engines with the same examples, positives, predictions",

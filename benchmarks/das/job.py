@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 WINDOW_S = 600
@@ -28,7 +28,6 @@ class Clock:
 
     seconds: float = 0.0
     cpu_s: float = 0.0
-    _begun: list[float] = field(default_factory=list)
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -8,14 +8,11 @@ sources read lines of files in place of messages of a broker, the sink appends t
 from __future__ import annotations
 
 import argparse
-import json
 import struct
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
@@ -24,6 +21,7 @@ from confluent_kafka import Message
 
 from benchmarks.das.engine import Outcome, one_core, run_engine
 from benchmarks.das.events import EventFiles, event_files, settings
+from benchmarks.das.job import Clock, report
 from flows.das import build
 from flows.das_sources import InputPartition, Item, rows_by_shard
 from flows.decoding import EventDecoder
@@ -61,7 +59,7 @@ class FilePartition(InputPartition):
             rules = impression_rules(settings) if kind == "impressions" else label_rules(settings)
             self._rules, self._decoder = rules, EventDecoder(rules.schema, "json", rules.faults)
         self._file = path.open("rb")
-        self._offset, self._rest, self._ended = 0, b"", False
+        self._offset, self._rest, self.ended = 0, b"", False
 
     def snapshot(self) -> None:
         """Nothing is kept: the job starts anew."""
@@ -71,12 +69,18 @@ class FilePartition(InputPartition):
         self._file.close()
 
     def _has_ended(self) -> bool:
-        return self._ended
+        return self.ended
 
     def _watermark_ms(self) -> int:
         return self._lateness.watermark_ms
 
     def _read(self) -> list[Item]:
+        items = rows_by_shard(self._kind, self.read_rows(), self._shards)
+        mark = self._lateness.watermark_ms
+        return items + [(str(s), ("watermark", s, self._source, mark)) for s in range(self._shards)]
+
+    def read_rows(self) -> pa.Table:
+        """Rows of the next lines, and behind the last that the file has `ended`."""
         block = self._file.read(BLOCK)
         *lines, self._rest = (self._rest + block).split(b"\n")
         rows = self._rows(lines)
@@ -84,11 +88,9 @@ class FilePartition(InputPartition):
         if not self._lateness.judge(rows["ts_ms"].to_numpy()).all():
             raise RuntimeError(f"{self._file.name} must be in the order of event time")
         if not block:
-            self._ended = True
+            self.ended = True
             self._lateness.end()
-        items = rows_by_shard(self._kind, rows, self._shards)
-        mark = self._lateness.watermark_ms
-        return items + [(str(s), ("watermark", s, self._source, mark)) for s in range(self._shards)]
+        return rows
 
     def _rows(self, lines: list[bytes]) -> pa.Table:
         if self._rules is None:
@@ -195,18 +197,25 @@ def decode_only(files: EventFiles, settings: Settings) -> None:
     ahead = ReadAhead(settings)
     for kind in ("impressions", "labels", "predictions"):
         partition = FilePartition(settings, kind, getattr(files, kind), ahead)
-        while not partition._has_ended():
-            partition._read()
+        while not partition.ended:
+            partition.read_rows()
         partition.close()
 
 
-def run_ours(rows: int, work_folder: Path, *, limit_s: float) -> Outcome:
+def run_ours(rows: int, work_folder: Path, *, limit_s: float, only_decode: bool = False) -> Outcome:
     """The job in a process of its own, on one core.
+
+    Args:
+        rows: impressions.
+        work_folder: of the events.
+        limit_s: it is killed behind it.
+        only_decode: read and decode, and drop the rows; the counts are those of the events.
 
     Raises:
         EngineFailed: it failed or was too slow.
     """
     command = [sys.executable, "-m", "benchmarks.das.ours", f"--rows={rows}"]
+    command += ["--only-decode"] if only_decode else []
     return run_engine(
         [*command, f"--work={work_folder}"],
         limit_s=limit_s,
@@ -216,26 +225,25 @@ def run_ours(rows: int, work_folder: Path, *, limit_s: float) -> Outcome:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Join, count, and print what it took as JSON."""
+    """Join, count, report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    arguments = parser.parse_args(argv)
-    files = event_files(arguments.rows, arguments.work)
+    parser.add_argument("--only-decode", action="store_true")
+    given = parser.parse_args(argv)
+    files, clock = event_files(given.rows, given.work), Clock()
     pa.set_cpu_count(1)
-    with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
-        started_s, cpu_s = time.monotonic(), time.process_time()
-        out = join(files, settings(SHARDS), Path(folder))
-        seconds, cpu_s = time.monotonic() - started_s, time.process_time() - cpu_s
+    if given.only_decode:
+        with clock.running():
+            decode_only(files, settings(SHARDS))
+        report(clock, files.num_impressions, files.num_positives, files.num_impressions)
+        return
+    with tempfile.TemporaryDirectory(dir=given.work) as folder:
+        with clock.running():
+            out = join(files, settings(SHARDS), Path(folder))
         found = examples(out)
-    answer: dict[str, Any] = {
-        "seconds": seconds,
-        "cpu_s": cpu_s,
-        "examples": found.num_rows,
-        "positives": int(found["label_click"].to_numpy().sum()),
-        "predicted": found.num_rows - found["fm_logit_click"].null_count,
-    }
-    sys.stdout.write(json.dumps(answer) + "\n")
+    positives = int(found["label_click"].to_numpy().sum())
+    report(clock, len(found), positives, len(found) - found["fm_logit_click"].null_count)
 
 
 if __name__ == "__main__":
