@@ -34,12 +34,16 @@ class Recent:
         self._sample: list[Inputs] = []
 
     def observe(self, rows: Rows, logits_BT: Array) -> None:
-        """Add a batch with the logits that it got just before it was learned."""
+        """Add a batch with the logits that it got just before it was learned.
+
+        Corrections are learned, but the NE is of first examples only.
+        """
+        mask_BT = rows.mask_BT & rows.first_B[:, None]
         added = np.stack(
             [
-                rows.mask_BT.sum(axis=0),
-                rows.labels_BT.sum(axis=0, where=rows.mask_BT),
-                log_loss_sums(logits_BT, rows.labels_BT, rows.mask_BT),
+                mask_BT.sum(axis=0),
+                rows.labels_BT.sum(axis=0, where=mask_BT),
+                log_loss_sums(logits_BT, rows.labels_BT, mask_BT),
             ]
         )
         self._sums = self._sums * math.exp(-len(rows) / HORIZON) + added

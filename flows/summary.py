@@ -69,6 +69,9 @@ def stream(das: Sample) -> Figures:
         "repeats": das.by("kind", "exfm_das_repeats_total"),
         "unmatched": das.by("kind", "exfm_das_unmatched_total"),
         "labels_outside_window": das.total("exfm_das_labels_outside_window_total"),
+        "early": das.by("task", "exfm_das_early_total"),
+        "corrections": das.by("task", "exfm_das_corrections_total"),
+        "known_negatives": das.by("task", "exfm_das_known_negatives_total"),
         "left_out": das.by("way", "exfm_das_left_out_total"),
         "closed_bucket": das.by("kind", "exfm_das_closed_bucket_total"),
     }

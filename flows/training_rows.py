@@ -44,7 +44,7 @@ class Rows:
     closed_B: Array
     """Event time at which the label was decided, ms."""
     first_B: Array
-    """bool: the first example of its window, not a correction."""
+    """bool: the first example of its tasks, not a correction."""
     user_B: Array
     """int64 hash of the user; 0: not declared."""
 
