@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import signal
 from contextlib import ExitStack
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from flows.das import run
+from flows.das_sources import rows_by_shard
 from flows.das_state import claim
 from flows.kafka_client import client_config
 from flows.process import announced
@@ -128,6 +131,15 @@ def test_state_takes_more_partitions_of_events_and_nothing_else(
     for fewer in ({"impressions": 3}, {"impressions": 3, "labels": 5, "examples": 4}):
         with pytest.raises(SettingsError, match=r"'labels', 5\]"):
             claim(tmp_path, with_partitions(tiny_settings, **fewer))
+
+
+def test_rows_travel_without_the_batch_they_came_in() -> None:
+    ids = pa.array([f"impression-{n}" for n in range(4096)])
+    table = pa.table({"impression_id": ids, "ts_ms": range(4096), "text": ["x" * 200] * 4096})
+    for shards in (2, 64):
+        for item in rows_by_shard("labels", table, shards):
+            rows = item[1][3]
+            assert len(pickle.dumps(item)) < rows.nbytes + 2000 < 2 * table.nbytes / shards + 2000
 
 
 def test_groups_of_one_flow_exclude_each_other(tmp_path: Path) -> None:
