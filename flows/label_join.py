@@ -11,8 +11,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.admission import PLACE
 from flows.label_rules import LabelRules
+from flows.places import PLACE
 from flows.records import ADDRESS, LABELS
 from flows.row_choice import rows_among
 from flows.segments import SegmentFolder, SegmentStore, StoreState, times

@@ -13,11 +13,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from flows.admission import PLACE
 from flows.label_join import LabelJoin
 from flows.label_rules import LabelRules
 from flows.leaving import Leaving, Masks, single, together, whole
 from flows.outcomes import COLUMNS, GROUP, decisions, extra_rows, judged, sequences, with_rules
+from flows.places import PLACE
 from flows.records import ADDRESS, END_MS
 from flows.segments import SegmentFolder, SegmentStore, StoreState
 from monitoring.metrics import DAS_CORRECTIONS, DAS_EARLY, DAS_KNOWN_NEGATIVES, DAS_REPEATS

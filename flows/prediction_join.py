@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import polars as pl
+import numpy as np
 import pyarrow as pa
 
-from flows.admission import PLACE
-from flows.row_choice import rows_among
+from flows.places import Places
 from flows.segments import SegmentFolder, SegmentStore, StoreState
 from monitoring.metrics import DAS_REPEATS, DAS_UNMATCHED
 
-MANY = 4
-"""Predictions looked at for an example, from which on most are left out before the join."""
 Span = tuple[int, int]
 """From an event time on, before another."""
 
@@ -39,13 +36,8 @@ class PredictionJoin:
             Predictions, and for each row of `due` its row among them, or null.
         """
         found = pa.concat_tables([self._store.between(*span) for span in united(spans)])
-        if found.num_rows > MANY * due.num_rows:
-            found = rows_among(found, "offset", due.column("offset"))
-        places = pl.DataFrame(pl.from_arrow(found.select(PLACE))).with_row_index("found")
-        first = places.unique(PLACE, keep="first")
-        wanted = pl.DataFrame(pl.from_arrow(due.select(PLACE)))
-        rows = wanted.join(first, on=PLACE, how="left", maintain_order="left")
-        return found, rows["found"].to_arrow()
+        at = Places(found).find(due)
+        return found, pa.array(at, mask=at < 0)
 
     def forget(self, before_ms: int, impressions: pa.Table) -> None:
         """Forget predictions before `before_ms`; repeats, and those of no impression, are counted.
@@ -56,12 +48,12 @@ class PredictionJoin:
         """
         old = self._store.between(self._store.floor_ms, before_ms)
         if old.num_rows:
-            places = pl.DataFrame(pl.from_arrow(old.select(PLACE)))
-            first = places.unique()
-            known = pl.DataFrame(pl.from_arrow(impressions.select(PLACE)))
-            unmatched = first.join(known, on=PLACE, how="anti").height
-            DAS_REPEATS.labels("predictions").inc(places.height - first.height)
-            DAS_UNMATCHED.labels("predictions").inc(unmatched)
+            places = Places(old)
+            found = places.find(impressions)
+            matched = np.zeros(old.num_rows, dtype=np.bool_)
+            matched[found[found >= 0]] = True
+            DAS_REPEATS.labels("predictions").inc(old.num_rows - places.num_distinct)
+            DAS_UNMATCHED.labels("predictions").inc(places.num_distinct - int(matched.sum()))
         self._store.forget(before_ms)
 
     def save(self) -> dict[str, StoreState]:

@@ -1,7 +1,9 @@
 """Immutable Arrow segments: what a shard waits with, in memory until a snapshot, then in files.
 
-Rows that arrive and are forgotten between two snapshots never touch the disk. Files are mapped, so
-the state may exceed memory, and merged like the digits of a binary counter, so they stay few.
+A segment is sorted, so rows of a time are a slice of it, without a copy. Rows that arrive and are
+forgotten between two snapshots never touch the disk, unless they are many. Files are mapped, so the
+state may exceed memory. Segments are merged eight at a time, like the digits of a number to the
+base 8, so they stay few and a row is copied rarely.
 """
 
 from __future__ import annotations
@@ -19,10 +21,16 @@ import xxhash
 from flows.das_recovery import WAY_OUT, StateFull
 from flows.records import BEGIN_MS
 
-MAX_MERGED_BYTES = 256 << 20
+MAX_FRESH_BYTES = 32 << 20
+"""Of rows in memory; more are written to a file before the next snapshot."""
+MAX_MERGED_BYTES = 64 << 20
 """Files of this size and more are not merged any further."""
+MERGED = 8
+"""Segments of one size that become one of the next size."""
 KEPT_SNAPSHOTS = 2
 """Earlier snapshots whose files stay: the newest may not be committed yet."""
+
+Times = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class SegmentError(RuntimeError):
@@ -46,7 +54,7 @@ class StoreState(TypedDict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """Rows that never change."""
+    """Sorted rows that never change."""
 
     table: pa.Table
     first_ms: int
@@ -59,29 +67,78 @@ class Segment:
     @classmethod
     def of(cls, table: pa.Table, file: File | None = None) -> Segment:
         """A segment of at least one row."""
-        ts_ms = times(table)
-        return cls(table=table, first_ms=int(ts_ms.min()), last_ms=int(ts_ms.max()), file=file)
+        ts_N = times(table)
+        return cls(table=table, first_ms=int(ts_N.min()), last_ms=int(ts_N.max()), file=file)
+
+    @property
+    def level(self) -> int:
+        """How many digits its number of rows has to the base MERGED."""
+        return (int(self.table.num_rows).bit_length() + 2) // 3
+
+    def rows(self, low_ms: int, high_ms: int) -> tuple[int, int]:
+        """Where its rows with low_ms <= ts_ms < high_ms begin and end, if sorted by time."""
+        if low_ms <= self.first_ms and self.last_ms < high_ms:
+            return 0, self.table.num_rows
+        if high_ms <= self.first_ms or self.last_ms < low_ms:
+            return 0, 0
+        start, end = np.searchsorted(times(self.table), (low_ms, high_ms))
+        return int(start), int(max(start, end))
 
 
-def times(table: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
+def times(table: pa.Table) -> Times:
     """Column `ts_ms`, shape [N]."""
     return np.asarray(table.column("ts_ms").to_numpy(), dtype=np.int64)
 
 
-def rows_between(segment: Segment, low_ms: int, high_ms: int) -> pa.Table:
-    """Rows of `segment` with low_ms <= ts_ms < high_ms, in their order."""
-    if low_ms <= segment.first_ms and segment.last_ms < high_ms:
-        return segment.table
-    ts_ms = times(segment.table)
-    return segment.table.take(np.flatnonzero((ts_ms >= low_ms) & (ts_ms < high_ms)))
+def in_order(tables: list[pa.Table], order: str) -> pa.Table:
+    """Rows of tables in one chunk, sorted by a column; where that is equal, as they come."""
+    table = pa.concat_tables(tables)
+    key_N = table.column(order).to_numpy()
+    if (key_N[1:] >= key_N[:-1]).all():
+        return table.combine_chunks()
+    return table.take(np.argsort(key_N, kind="stable")).combine_chunks()
 
 
-def oldest_from(segment: Segment, low_ms: int) -> int | None:
-    """Smallest `ts_ms` of a segment that is at least `low_ms`."""
-    if segment.first_ms >= low_ms or segment.last_ms < low_ms:
-        return segment.first_ms if segment.first_ms >= low_ms else None
-    ts_ms = times(segment.table)
-    return int(ts_ms[ts_ms >= low_ms].min())
+class Checksummed:
+    """A file that is being written, and the xxh64 of what was written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._xxh64 = xxhash.xxh64()
+        self._size = 0
+
+    def write(self, data: bytes) -> int:
+        """Append."""
+        self._xxh64.update(data)
+        self._size += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Hand everything to the system."""
+        self._file.flush()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is complete."""
+        return self._file.closed
+
+    def __enter__(self) -> Checksummed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hand everything to the system.
+
+        It survives the death of the process; a machine that loses power may lose it, which the
+        checksum then tells.
+        """
+        self._file.close()
+
+    def named(self, name: str) -> File:
+        """The file as a snapshot names it."""
+        return File(name=name, size=self._size, xxh64=self._xxh64.hexdigest())
 
 
 class SegmentFolder:
@@ -94,27 +151,24 @@ class SegmentFolder:
         self._number = 0
 
     def write(self, kind: str, table: pa.Table) -> Segment:
-        """Write `table` as a new file and map it.
+        """Write `table`, in one chunk, as a new file and map it.
 
         Raises:
             StateFull: it cannot be written.
         """
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table.combine_chunks())
-        data = sink.getvalue()
         name = f"{kind}-{self._number:08d}.arrow"
         self._number += 1
         draft = self._path / f".{name}"
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(data)
+            with Checksummed(draft) as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
             draft.replace(self._path / name)
         except OSError as error:
             raise StateFull(self._path / name, error.strerror) from error
         self._files.add(name)
-        file = File(name=name, size=data.size, xxh64=xxhash.xxh64(data).hexdigest())
-        return Segment.of(self._map(name).read_all(), file)
+        mapped = pa.ipc.open_file(pa.memory_map(str(self._path / name)))
+        return Segment.of(mapped.read_all(), sink.named(name))
 
     def open(self, file: File) -> Segment:
         """Map a file that an earlier process wrote.
@@ -157,16 +211,26 @@ class SegmentFolder:
         """Number of the next file."""
         return self._number
 
-    def _map(self, name: str) -> pa.ipc.RecordBatchFileReader:
-        return pa.ipc.open_file(pa.memory_map(str(self._path / name)))
-
 
 class SegmentStore:
-    """Rows of one kind, in the order in which they came, forgotten by event time."""
+    """Rows of one kind, forgotten by event time."""
 
-    def __init__(self, folder: SegmentFolder, kind: str, schema: pa.Schema) -> None:
-        self._folder, self._kind, self._schema = folder, kind, schema
-        self._segments: list[Segment] = []
+    def __init__(
+        self, folder: SegmentFolder, kind: str, schema: pa.Schema, order: str = "ts_ms"
+    ) -> None:
+        """Begin with no rows.
+
+        Args:
+            folder: of the shard.
+            kind: name of the files.
+            schema: has a column `ts_ms`.
+            order: column by which each segment is sorted; `between`, `count` and `oldest_ms` are
+                for stores sorted by `ts_ms`.
+        """
+        self._folder, self._kind, self._schema, self._order = folder, kind, schema, order
+        self._empty = schema.empty_table()
+        self._written: list[Segment] = []
+        self._fresh: list[Segment] = []
         self.floor_ms = BEGIN_MS
         """Rows before this are forgotten."""
 
@@ -175,74 +239,102 @@ class SegmentStore:
         if not table.num_rows:
             return
         columns = [table.column(name) for name in self._schema.names]
-        self._add(pa.Table.from_arrays(columns, schema=self._schema))
+        rows = pa.Table.from_arrays(columns, schema=self._schema)
+        self._fresh.append(Segment.of(in_order([rows], self._order)))
+        while num := mergeable(self._fresh):
+            self._fresh[-num:] = self._merged(self._fresh[-num:])
+            if sum(segment.table.nbytes for segment in self._fresh) > MAX_FRESH_BYTES:
+                self._write()
 
     def between(self, low_ms: int, high_ms: int) -> pa.Table:
-        """Rows with low_ms <= ts_ms < high_ms that are not forgotten."""
+        """Rows with low_ms <= ts_ms < high_ms that are not forgotten.
+
+        Rows of the same time come in the order in which they arrived.
+        """
         low_ms = max(low_ms, self.floor_ms)
-        found = [
-            rows_between(s, low_ms, high_ms)
-            for s in self._segments
-            if s.first_ms < high_ms and s.last_ms >= low_ms
-        ]
-        return pa.concat_tables(found) if found else self._schema.empty_table()
+        found = []
+        for segment in self._segments:
+            start, end = segment.rows(low_ms, high_ms)
+            if start < end:
+                found.append(segment.table.slice(start, end - start))
+        return pa.concat_tables(found) if found else self._empty
 
     def count(self, low_ms: int, high_ms: int) -> int:
         """Number of rows that `between` returns."""
         low_ms = max(low_ms, self.floor_ms)
-        total = 0
-        for s in self._segments:
-            if low_ms <= s.first_ms and s.last_ms < high_ms:
-                total += s.table.num_rows
-            elif s.first_ms < high_ms and s.last_ms >= low_ms:
-                ts_ms = times(s.table)
-                total += int(((ts_ms >= low_ms) & (ts_ms < high_ms)).sum())
-        return total
+        bounds = [segment.rows(low_ms, high_ms) for segment in self._segments]
+        return sum(end - start for start, end in bounds)
+
+    def tables(self) -> list[pa.Table]:
+        """All segments; they may hold rows that are forgotten."""
+        return [segment.table for segment in self._segments]
 
     def forget(self, before_ms: int) -> None:
         """Raise the floor."""
         self.floor_ms = max(self.floor_ms, before_ms)
-        self._segments = [s for s in self._segments if s.last_ms >= self.floor_ms]
+        self._written = [s for s in self._written if s.last_ms >= self.floor_ms]
+        self._fresh = [s for s in self._fresh if s.last_ms >= self.floor_ms]
 
     def save(self) -> StoreState:
         """Write what is in memory; the files that together hold the store."""
-        fresh = [self._live(s) for s in self._segments if s.file is None]
-        self._segments = [s for s in self._segments if s.file is not None]
-        table = pa.concat_tables(fresh) if fresh else self._schema.empty_table()
-        if table.num_rows:
-            while self._segments and self._merges(self._segments[-1], table):
-                table = pa.concat_tables([self._live(self._segments.pop()), table])
-            self._segments.append(self._folder.write(self._kind, table))
-        return StoreState(floor_ms=self.floor_ms, files=[s.file for s in self._segments if s.file])
+        self._write()
+        return StoreState(floor_ms=self.floor_ms, files=[s.file for s in self._written if s.file])
 
     def restore(self, state: StoreState) -> None:
         """Go on from what `save` returned."""
         self.floor_ms = state["floor_ms"]
-        self._segments = [self._folder.open(file) for file in state["files"]]
+        self._written = [self._folder.open(file) for file in state["files"]]
+        self._fresh = []
 
     @property
     def num_bytes(self) -> int:
         """Size of the files."""
-        return sum(s.file["size"] for s in self._segments if s.file)
+        return sum(s.file["size"] for s in self._written if s.file)
 
     @property
     def oldest_ms(self) -> int | None:
         """Smallest `ts_ms` that is not forgotten."""
-        found = [oldest_from(s, self.floor_ms) for s in self._segments]
-        return min((ts_ms for ts_ms in found if ts_ms is not None), default=None)
+        found = []
+        for segment in self._segments:
+            start, end = segment.rows(self.floor_ms, segment.last_ms + 1)
+            if start < end:
+                found.append(segment.table.column("ts_ms")[start].as_py())
+        return min(found, default=None)
 
-    def _add(self, table: pa.Table) -> None:
-        while self._segments and self._segments[-1].file is None:
-            last = self._segments[-1].table
-            if last.num_rows >= 2 * table.num_rows:
-                break
-            self._segments.pop()
-            table = pa.concat_tables([last, table]).combine_chunks()
-        self._segments.append(Segment.of(table))
+    @property
+    def _segments(self) -> list[Segment]:
+        return [*self._written, *self._fresh]
 
-    def _live(self, segment: Segment) -> pa.Table:
-        return rows_between(segment, self.floor_ms, segment.last_ms + 1)
+    def _write(self) -> None:
+        """Move the rows in memory to a file, with those of small files before them."""
+        for segment in self._merged(self._fresh):
+            joined = [*self._written, segment]
+            small = [s.file is None or s.file["size"] < MAX_MERGED_BYTES for s in joined]
+            while (num := mergeable(joined)) and all(small[-num:]):
+                joined[-num:] = self._merged(joined[-num:])
+                small[-num:] = [True]
+            self._written = joined[:-1]
+            self._written.append(self._folder.write(self._kind, joined[-1].table))
+        self._fresh = []
 
-    def _merges(self, last: Segment, table: pa.Table) -> bool:
-        small = last.file is None or last.file["size"] < MAX_MERGED_BYTES
-        return small and last.table.num_rows < 2 * table.num_rows
+    def _merged(self, segments: list[Segment]) -> list[Segment]:
+        """One segment of the rows of several that are not forgotten; none if all are."""
+        tables = [live(segment.table, self.floor_ms) for segment in segments]
+        tables = [table for table in tables if table.num_rows]
+        return [Segment.of(in_order(tables, self._order))] if tables else []
+
+
+def mergeable(segments: list[Segment]) -> int:
+    """How many of the newest segments should become one: none, or MERGED and more."""
+    num = 0
+    for segment in reversed(segments):
+        if segment.level > segments[-1].level:
+            break
+        num += 1
+    return num if num >= MERGED else 0
+
+
+def live(table: pa.Table, floor_ms: int) -> pa.Table:
+    """Rows from `floor_ms` on."""
+    keep_N = times(table) >= floor_ms
+    return table if keep_N.all() else table.filter(pa.array(keep_N))

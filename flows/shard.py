@@ -14,11 +14,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from flows.admission import PLACE, Admission
+from flows.admission import Admission
 from flows.example_rows import ExampleRows, Message, messages
 from flows.label_join import LabelJoin
 from flows.label_rules import LabelRules
 from flows.leaving import plain
+from flows.places import PLACE
 from flows.policy_join import WOKEN, PolicyJoin
 from flows.prediction_join import PredictionJoin
 from flows.records import BEGIN_MS, END_MS, floor_ms, impression_schema, prediction_schema

@@ -310,7 +310,8 @@ def test_state_of_other_shards_is_refused(tiny_settings: Settings, tmp_path: Pat
 
 
 def test_rows_are_split_by_shard_in_order() -> None:
-    table = pa.table({"impression_id": [f"i{n % 40}" for n in range(200)], "n": range(200)})
+    ids, ts_ms = [f"i{n % 40}" for n in range(200)], [n // 7 for n in range(200)]
+    table = pa.table({"impression_id": ids, "ts_ms": ts_ms, "n": range(200)})
     found = {}
     for key, (what, shard, kind, rows) in rows_by_shard("labels", table, 4):
         assert (what, kind, key) == ("rows", "labels", str(shard))

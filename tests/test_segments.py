@@ -1,0 +1,160 @@
+"""Stores of segments against a list, over merges, files and restarts."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from flows import segments
+from flows.das_recovery import WAY_OUT
+from flows.segments import SegmentError, SegmentFolder, SegmentStore
+
+SCHEMA = pa.schema([("ts_ms", pa.int64()), ("name", pa.string()), ("key", pa.uint64())])
+TS_MS = st.integers(0, 40)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.lists(TS_MS, max_size=30)),
+        st.tuples(st.just("forget"), TS_MS),
+        st.tuples(st.just("between"), st.tuples(TS_MS, TS_MS)),
+        st.tuples(st.just("save"), st.none()),
+        st.tuples(st.just("restart"), st.none()),
+    ),
+    max_size=60,
+)
+Row = tuple[int, str]
+
+
+def table(ts_ms: list[int], number: int) -> pa.Table:
+    names = [f"{number}-{n}" for n in range(len(ts_ms))]
+    keys = [hash((number, n)) % 1000 for n in range(len(ts_ms))]
+    return pa.table([ts_ms, names, keys], schema=SCHEMA)
+
+
+def rows(found: pa.Table) -> list[Row]:
+    return list(zip(found["ts_ms"].to_pylist(), found["name"].to_pylist(), strict=True))
+
+
+def stable(found: list[Row]) -> list[Row]:
+    """By time; rows of one time as they come."""
+    return sorted(found, key=lambda row: row[0])
+
+
+@hypothesis_settings(max_examples=200, deadline=None)
+@given(STEPS)
+def test_store_agrees_with_a_list(steps: list[tuple[str, object]]) -> None:
+    with tempfile.TemporaryDirectory() as path:
+        folder = SegmentFolder(Path(path))
+        store, model, floor_ms = SegmentStore(folder, "rows", SCHEMA), list[Row](), 0
+        for number, (what, value) in enumerate(steps):
+            if what == "append":
+                assert isinstance(value, list)
+                new = table(value, number)
+                store.append(new)
+                model += [row for row in rows(new) if row[0] >= floor_ms]
+            elif what == "forget":
+                assert isinstance(value, int)
+                floor_ms = max(floor_ms, value)
+                store.forget(value)
+                model = [row for row in model if row[0] >= floor_ms]
+            elif what == "between":
+                assert isinstance(value, tuple)
+                inside = [row for row in model if value[0] <= row[0] < value[1]]
+                found = rows(store.between(*value))
+                assert stable(found) == stable(inside)
+                assert store.count(*value) == len(inside)
+            else:
+                state = store.save()
+                folder.retire({file["name"] for file in state["files"]})
+                if what == "restart":
+                    next_file, folder = folder.number, SegmentFolder(Path(path))
+                    folder.resume(next_file, [file["name"] for file in state["files"]])
+                    store = SegmentStore(folder, "rows", SCHEMA)
+                    store.restore(state)
+            assert store.oldest_ms == min((row[0] for row in model), default=None)
+        assert all(is_sorted(t["ts_ms"].to_pylist()) for t in store.tables())
+
+
+def is_sorted(values: list[int]) -> bool:
+    return values == sorted(values)
+
+
+def test_store_sorted_by_another_column(tmp_path: Path) -> None:
+    store, expected = SegmentStore(SegmentFolder(tmp_path), "rows", SCHEMA, order="key"), set[Row]()
+    for number in range(40):
+        new = table([number] * (number % 7), number)
+        store.append(new)
+        expected |= set(rows(new))
+        if number % 10 == 5:
+            store.restore(store.save())
+    store.forget(20)
+    found = [row for t in store.tables() for row in rows(t)]
+    assert {row for row in found if row[0] >= 20} == {row for row in expected if row[0] >= 20}
+    assert all(is_sorted(t["key"].to_pylist()) for t in store.tables())
+
+
+def test_segments_stay_few(tmp_path: Path) -> None:
+    folder = SegmentFolder(tmp_path)
+    store = SegmentStore(folder, "rows", SCHEMA)
+    for number in range(2000):
+        store.append(table([number], number))
+        if number % 3 == 0:
+            state = store.save()
+            folder.retire({file["name"] for file in state["files"]})
+    assert len(state["files"]) < 8 * 4
+    assert len(store.tables()) < 8 * 5
+    assert store.count(0, 2000) == 2000
+
+
+def test_many_rows_are_written_before_a_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "MAX_FRESH_BYTES", 1000)
+    monkeypatch.setattr(segments, "MAX_MERGED_BYTES", 4000)
+    store = SegmentStore(SegmentFolder(tmp_path), "rows", SCHEMA)
+    for number in range(400):
+        store.append(table([number], number))
+    files = list(tmp_path.glob("*.arrow"))
+    assert files
+    assert rows(store.between(0, 400)) == [(n, f"{n}-0") for n in range(400)]
+    assert store.num_bytes < 40_000
+    state = store.save()
+    store.restore(state)
+    assert store.count(0, 400) == 400
+
+
+def test_half_written_file_is_no_segment(tmp_path: Path) -> None:
+    folder = SegmentFolder(tmp_path)
+    store = SegmentStore(folder, "rows", SCHEMA)
+    store.append(table([1], 0))
+    state = store.save()
+    (tmp_path / ".rows-00000001.arrow").write_bytes(b"half")
+    (tmp_path / "rows-00000001.arrow").write_bytes(b"of a time that never was")
+    folder = SegmentFolder(tmp_path)
+    folder.resume(1, [file["name"] for file in state["files"]])
+    assert [path.name for path in tmp_path.iterdir()] == ["rows-00000000.arrow"]
+    store = SegmentStore(folder, "rows", SCHEMA)
+    store.restore(state)
+    assert rows(store.between(0, 9)) == [(1, "0-0")]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "grow", "gone"])
+def test_damage_is_named_with_what_to_do(tmp_path: Path, damage: str) -> None:
+    store = SegmentStore(SegmentFolder(tmp_path), "rows", SCHEMA)
+    store.append(table([1, 2, 3], 0))
+    state = store.save()
+    path = tmp_path / state["files"][0]["name"]
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    path.write_bytes({"cut": data[:-1], "grow": data + b"x"}.get(damage, data))
+    if damage == "gone":
+        path.unlink()
+    with pytest.raises(SegmentError, match=rf"{path.name} .*{re.escape(WAY_OUT)}"):
+        store.restore(state)
