@@ -153,7 +153,7 @@ class Log:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._config = client_config(settings.kafka)
-        self._admin = AdminClient(self._config)
+        self._admin = AdminClient({**self._config, "log_level": 0})  # what fails is raised
         found = cluster(self._admin, self._config["bootstrap.servers"], WAIT_S)
         for kind in INPUTS:
             topic = topic_of(settings, kind)

@@ -19,9 +19,9 @@ from flows.settings import SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
-    *("demo", "up", "run", "replay", "simulate", "load", "status"),
+    *("demo", "up", "run", "replay", "simulate", "load", "status", "backfill"),
     *("snapshots ls", "snapshots rollback"),
-    *("das inspect", "dlq ls", "dlq show", "dlq replay"),
+    *("bench das", "das inspect", "dlq ls", "dlq show", "dlq replay"),
 ]
 
 
