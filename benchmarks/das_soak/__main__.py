@@ -65,7 +65,8 @@ def met(toll: Toll, kills: int, seconds: float) -> Check:
     return Check(
         name=f"kill -9 of the join over a real Kafka, {seconds:.0f} s",
         value=f"{toll.kills}: {instants}; {toll.half_written} left a half-written segment; "
-        f"{toll.broker} kills of the broker, {toll.stops} clean stops; "
+        f"{toll.broker} kills of the broker (the join ended at {toll.deaths}), "
+        f"{toll.stops} clean stops; "
         f"{toll.processes[1]} starts of one process, {toll.processes[2]} of two",
         rule=f"{kills}",
         passed=toll.kills >= kills,
@@ -105,6 +106,7 @@ def main(
 ) -> None:
     """Show what the join guarantees, one part after the other, and end with one table."""
     configure_logging(logging.ERROR)
+    logging.getLogger("flows.producer").setLevel(logging.CRITICAL)  # brokers are killed here
     console = Console() if Console().is_terminal else Console(width=200)
     root = run or Path("runs") / f"das-soak-{time.strftime('%Y%m%d-%H%M%S')}"
     parts: dict[str, Callable[[], list[Check]]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
@@ -20,8 +19,6 @@ from flows.kafka_client import producer_config
 from flows.producer import BatchProducer
 from flows.run_folder import RunFolder
 from flows.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 INSTANTS = {"any": 3, "at work": 3, "segment write": 4, "snapshot": 2}
 """When a process is killed, and how often so among the others.
@@ -52,6 +49,9 @@ class Toll:
     idle: int = 0
     """Kills for whose instant was waited in vain."""
     broker: int = 0
+    """Kills of the broker under the join."""
+    deaths: int = 0
+    """Of them those that ended a join, which then found no broker at its start."""
     stops: int = 0
 
     @property
@@ -117,16 +117,22 @@ class Gauntlet:
                 return
             if self._due(self.toll.broker, BROKER_EVERY):
                 self.toll.broker += 1
-                self._at_work(processes)
-                logger.info("kill -9 of the broker")
-                self._broker.kill()
-                time.sleep(self._rng.random())
-                self._broker.start()
+                self._kill_broker(processes)
+                return
             instant = self._rng.choices([*INSTANTS], [*INSTANTS.values()])[0]
             self._await(instant, processes)
             processes.kill(self._rng)
         self.toll.instants[instant] += 1
         self._count_drafts()
+
+    def _kill_broker(self, processes: JoinProcesses) -> None:
+        """Kill the broker; the join goes on, or ends if it was about to start."""
+        self._at_work(processes)
+        self._broker.kill()
+        time.sleep(self._rng.random())
+        self._broker.start()
+        time.sleep(self._rng.uniform(0, 2.0))
+        self.toll.deaths += any(processes.codes)
 
     def _due(self, done: int, every: int) -> bool:
         return self.toll.kills >= (done + 1) * every - every // 2

@@ -32,6 +32,8 @@ BROKEN = (b"broken", b"", b"[1]", b'{"impression_id": "\xff"}', b'{"impression_i
 MISSED, REPEATED = 0.1, 0.1
 """Share of impressions that the teacher missed, and of predictions that it wrote twice."""
 MAX_DELAY_MS = 60_000
+PATIENCE_S = 600.0
+"""For a broker that was killed or stopped."""
 
 
 def soak_settings(bootstrap: str, run: str, *, as_of: bool = True) -> Settings:
@@ -239,7 +241,7 @@ class LogWriter:
         for partition, newest_ms in newest.sort("partition").iter_rows():
             self._vouch(partition, newest_ms - lateness_ms)
         self._written_ms = until_ms
-        self._producer.flush()
+        self._producer.flush(PATIENCE_S)
 
     def end(self) -> None:
         """Write the rest and the ends of all partitions."""
@@ -251,7 +253,7 @@ class LogWriter:
                 self._producer.send(
                     topic.name, None, partition=partition, headers={END_HEADER: b""}
                 )
-        self._producer.flush()
+        self._producer.flush(PATIENCE_S)
 
     def _send(self, topic: str, frame: pl.DataFrame) -> None:
         for partition, message in frame.select("partition", "message").iter_rows():
