@@ -126,7 +126,7 @@ class EventDecoder:
     def _read_one_each(
         self, parse: Parse, messages: Sequence[Message], rejected: list[Rejected]
     ) -> _Read:
-        values = [message.value() for message in messages]
+        values = list(map(Message.value, messages))
         columns, bad = parse(values)
         for position, reason in bad.items():
             rejected.append(_whole(messages[position], reason))
@@ -155,8 +155,9 @@ class EventDecoder:
         origin_N: np.ndarray[Any, np.dtype[np.int64]],
         index_N: np.ndarray[Any, np.dtype[np.int32]],
     ) -> pa.Table:
-        partition_M = np.array([message.partition() for message in messages], dtype=np.int32)
-        offset_M = np.array([message.offset() for message in messages], dtype=np.int64)
+        num = len(messages)
+        partition_M = np.fromiter(map(Message.partition, messages), dtype=np.int32, count=num)
+        offset_M = np.fromiter(map(Message.offset, messages), dtype=np.int64, count=num)
         values = (partition_M[origin_N], offset_M[origin_N], index_N)
         for field, column_N in zip(ADDRESS, values, strict=True):
             columns = columns.append_column(field, pa.array(column_N, field.type))

@@ -30,6 +30,7 @@ PIECE = 64
 PARTS = 8
 """Pieces that a larger one is cut into."""
 SPACE = b" \t\r\n"
+OPEN, CLOSE = set(b"{"), set(b"}")
 
 
 def parse(values: Sequence[bytes | None], schema: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
@@ -123,7 +124,7 @@ def _parse_together(values: list[bytes], schema: pa.Schema) -> pa.Table | None:
     if not values:
         return schema.empty_table()
     data = b"\n".join((*values, b""))
-    if not (all(map(_braced, values)) and _is_safe(data, single=len(values) == 1)):
+    if not (_all_braced(values) and _is_safe(data, single=len(values) == 1)):
         return None
     try:
         table = pa.json.read_json(
@@ -138,9 +139,13 @@ def _parse_together(values: list[bytes], schema: pa.Schema) -> pa.Table | None:
     return table if table.num_rows == len(values) else None
 
 
+def _all_braced(values: list[bytes]) -> bool:
+    if all(values) and {v[0] for v in values} == OPEN and {v[-1] for v in values} == CLOSE:
+        return True  # as most writers have it
+    return all(map(_braced, values))
+
+
 def _braced(value: bytes) -> bool:
-    if value[:1] == b"{" and value[-1:] == b"}":
-        return True
     value = value.strip(SPACE)
     return value[:1] == b"{" and value[-1:] == b"}"
 
