@@ -22,6 +22,8 @@ from bytewax.dataflow import Dataflow
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.run import cli_main
 
+from flows.clock_watch import ending_if_set_back
+
 RECOVERY_PARTITIONS = 2
 """Fixed for the life of a recovery store, whatever the number of workers."""
 
@@ -75,7 +77,7 @@ def run_flow(
         create_recovery_store(recovery)
         config = RecoveryConfig(recovery, timedelta(0))
     cluster = bool(placement.addresses)
-    with stopping_on_signals(), sparing_collector():
+    with stopping_on_signals(), sparing_collector(), ending_if_set_back():
         cli_main(
             flow,
             workers_per_process=placement.workers,
