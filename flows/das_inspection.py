@@ -179,7 +179,7 @@ def from_state(saved: SavedShard, segments: Path) -> ShardView:
         saved_at=saved.saved_at,
         closed_ms=real(state["done_ms"]),
         pending=state["pending"],
-        oldest_ms=oldest_in(segments, state["stores"]["impressions"]) if state["pending"] else None,
+        oldest_ms=oldest_in(segments, state) if state["pending"] else None,
         inputs=in_order(inputs),
     )
 
@@ -194,16 +194,17 @@ def in_order(inputs: list[Input]) -> tuple[Input, ...]:
     return tuple(sorted(inputs, key=place))
 
 
-def oldest_in(segments: Path, store: dict[str, Any]) -> int | None:
-    """Event time of the oldest impression in saved segments, those that are forgotten aside."""
-    oldest = END_MS
+def oldest_in(segments: Path, state: dict[str, Any]) -> int | None:
+    """Event time of the oldest impression in saved segments that has an open window."""
+    oldest, store = END_MS, state["stores"]["impressions"]
+    low_ms = max(store["floor_ms"], state["open_ms"])
     for file in store["files"]:
         try:
             table = pa.ipc.open_file(pa.memory_map(str(segments / file["name"]))).read_all()
         except (OSError, pa.ArrowInvalid):  # the flow will say so when it starts
             continue
         ts_ms = np.asarray(table.column("ts_ms").to_numpy())
-        oldest = min(oldest, int(ts_ms[ts_ms >= store["floor_ms"]].min(initial=END_MS)))
+        oldest = min(oldest, int(ts_ms[ts_ms >= low_ms].min(initial=END_MS)))
     return real(oldest)
 
 

@@ -224,7 +224,7 @@ class SegmentStore:
             folder: of the shard.
             kind: name of the files.
             schema: has a column `ts_ms`.
-            order: column by which each segment is sorted; `between`, `count` and `oldest_ms` are
+            order: column by which each segment is sorted; `between`, `count` and `oldest_since` are
                 for stores sorted by `ts_ms`.
         """
         self._folder, self._kind, self._schema, self._order = folder, kind, schema, order
@@ -291,12 +291,11 @@ class SegmentStore:
         """Size of the files."""
         return sum(s.file["size"] for s in self._written if s.file)
 
-    @property
-    def oldest_ms(self) -> int | None:
-        """Smallest `ts_ms` that is not forgotten."""
+    def oldest_since(self, low_ms: int) -> int | None:
+        """Smallest ts_ms >= low_ms that is not forgotten."""
         found = []
         for segment in self._segments:
-            start, end = segment.rows(self.floor_ms, segment.last_ms + 1)
+            start, end = segment.rows(max(low_ms, self.floor_ms), segment.last_ms + 1)
             if start < end:
                 found.append(segment.table.column("ts_ms")[start].as_py())
         return min(found, default=None)

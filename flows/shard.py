@@ -125,10 +125,13 @@ class Shard:
         self._folder.retire({f["name"] for s in stores.values() for f in s["files"]})
         num_bytes = sum(p.num_bytes for p in (self._impressions, *self._parts))
         DAS_SEGMENT_BYTES.labels(str(self.index)).set(num_bytes)
-        self._gauges.set(self.done_ms, self._pending, self._impressions.oldest_ms)
+        open_ms = self.done_ms - self._longest_ms
+        oldest_ms = self._impressions.oldest_since(open_ms)
+        self._gauges.set(self.done_ms, self._pending, oldest_ms)
         return {
             "shard": self.index,
             "done_ms": self.done_ms,
+            "open_ms": open_ms,  # no window of an earlier impression is open
             "total": self._total,
             "pending": self._pending,
             "watermarks": [(*source, ts) for source, ts in self._watermarks.values.items()],
