@@ -30,6 +30,7 @@ from flows.kafka_client import producer_config
 from flows.producer import BatchProducer
 from flows.read_ahead import ReadAhead
 from flows.records import END_MS, floor_ms
+from flows.routing import shard_key, shard_of_key
 from flows.run_folder import RunFolder
 from flows.runner import Placement, run_flow
 from flows.settings import Settings, load
@@ -120,14 +121,20 @@ def build(
     def logic(saved: dict[str, Any] | None) -> ShardLogic:
         return ShardLogic(settings, shards_folder(state), ahead, saved)
 
+    def routed(item: Item) -> Item:
+        shard, what = item
+        return shard_key(int(shard)), what
+
     def addressed(item: tuple[str, Message]) -> tuple[str, tuple[bytes, bytes, int]]:
-        shard, (value, rows) = item
-        return str(int(shard) % partitions), (shard.encode(), value, rows)
+        key, (value, rows) = item
+        shard = shard_of_key(key)
+        return str(shard % partitions), (b"%d" % shard, value, rows)
 
     flow = Dataflow("das")
     arrived = [op.input(f"in_{i}", flow, source) for i, source in enumerate(inputs)]
     merged = op.merge("merge", *arrived)  # ("shard", (what, shard, ...))
-    joined = op.stateful_batch("join", merged, logic)  # ("shard", (message, rows))
+    dealt = op.map("route", merged, routed)  # ("key of the shard", the same)
+    joined = op.stateful_batch("join", dealt, logic)  # ("key of the shard", (message, rows))
     outgoing = op.map("address", joined, addressed)  # ("partition", (key, message, rows))
     op.output("examples", outgoing, sink)
     return flow

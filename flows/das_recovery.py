@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flows.routing import shard_of_key
+
 JOIN_STEP = "das.join"
 NEWEST = (
     "SELECT state_key, max(snap_epoch), created_at, ser_change FROM snaps "
@@ -103,7 +105,9 @@ def saved_shards(recovery: Path) -> dict[int, SavedShard]:
     found = {}
     for key, (_, saved_at, data) in newest.items():
         if data is not None:
-            found[int(key)] = SavedShard(saved_at=saved_at, state=state_of(recovery, key, data))
+            found[shard_of_key(key)] = SavedShard(
+                saved_at=saved_at, state=state_of(recovery, key, data)
+            )
     return dict(sorted(found.items()))
 
 
