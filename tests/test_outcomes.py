@@ -15,6 +15,7 @@ from flows.settings import Settings
 from tests.one_by_one import Label, outcomes, random_tasks
 
 CASES = int(os.environ.get("EXFM_TEST_CASES", "20"))
+"""Random settings, each with `IMPRESSIONS` impressions."""
 IMPRESSIONS = 300
 INT8, INT16, UINT32 = pl.Int8, pl.Int16, pl.UInt32
 TYPES = {"item": UINT32, "task": INT16, "value": INT8, "label_at": UINT32}
