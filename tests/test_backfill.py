@@ -14,11 +14,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from flows.backfill import MANIFEST, ParquetTarget, Target, TopicTarget, Watch, backfill
-from flows.backfill_plan import BackfillRefused, Request, parsed_offsets
+from flows.backfill_plan import BackfillRefused, Request, parsed_offsets, plan
 from flows.backfill_result import Result
 from flows.config_file import dump
 from flows.das import run
@@ -33,6 +33,7 @@ from tests.test_das import (
     NUM_STAGES,
     START_MS,
     Log,
+    Row,
     Written,
     elsewhere,
     eventually,
@@ -192,6 +193,45 @@ def test_backfill_of_a_time_range_is_the_examples_of_its_impressions(
     else:
         assert same(rows_of(examples(with_topic(settings, name))), wanted)
     assert (result.examples, result.left_open) == (len(wanted), 0)
+
+
+class StampedLog(Log):
+    """A log whose events reach the broker so long after they happen; before it, if negative."""
+
+    def __init__(self, settings: Settings, delay_ms: int) -> None:
+        self._delay_ms, self._stamping = delay_ms, Producer(client_config(settings.kafka))
+        super().__init__(settings)
+
+    def _send(self, topic: str, partition: int, event: Row) -> None:
+        stamp_ms = event["ts_ms"] + self._delay_ms
+        value = self.encoded(event)
+        self._stamping.produce(topic, value, partition=partition, timestamp=stamp_ms)
+
+    def write(self, stage: int, teacher: bool = True) -> None:
+        super().write(stage, teacher)
+        assert self._stamping.flush(30) == 0
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("delay_ms", [1000, -100_000])
+def test_a_time_range_is_read_from_where_the_broker_stood_then_if_that_is_early_enough(
+    kafka_settings: Settings, tmp_path: Path, delay_ms: int
+) -> None:
+    das = kafka_settings.das.model_copy(update={"repeat_horizon_s": 20.0})
+    settings = kafka_settings.model_copy(update={"das": das})
+    log, low_ms = StampedLog(settings, delay_ms), START_MS + 150_000
+    for stage in range(NUM_STAGES - 1):
+        log.write(stage)
+    request = replace(EVERYTHING, from_ms=low_ms - 20_000, to_ms=low_ms - 15_000)
+    made = plan(settings, request)
+    spans = [*made.spans["impressions"], *made.spans["labels"]]
+    assert [span.start > 0 for span in spans] == [delay_ms > 0] * len(spans)
+    everything = filled(settings, ParquetTarget(tmp_path / "all"))
+    found = filled(settings, ParquetTarget(tmp_path / "part"), request)
+    rows = read_parquet(tmp_path / "all", settings)
+    wanted = in_range(rows, request.from_ms, request.to_ms)
+    assert same(read_parquet(tmp_path / "part", settings), wanted)
+    assert 0 < found.examples == len(wanted) < everything.examples
 
 
 @pytest.mark.kafka
