@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -19,18 +18,17 @@ import pyarrow as pa
 from flows.records import LABELS, impression_columns
 from flows.settings import Settings
 
-Name = Literal["kuairand", "taobao"]
 CHINA_MS = 8 * 3600 * 1000
 """Of Beijing's time before UTC."""
 HOUR_MS = 3600 * 1000
 DAY_MS = 24 * HOUR_MS
 
 
-def tables(name: Name, folder: Path, settings: Settings) -> tuple[pa.Table, pa.Table]:
+def tables(name: str, folder: Path, settings: Settings) -> tuple[pa.Table, pa.Table]:
     """Impressions and labels of a data set.
 
     Args:
-        name: of the data set.
+        name: of the module.
         folder: with its files.
         settings: features to write, tasks.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress as Bar
@@ -19,9 +19,6 @@ from flows.replay import Progress, Slice, replay, sliced
 from flows.run_folder import RunFolder, write_json
 from flows.runner import stop_requested, stopping_on_signals
 from flows.settings import Settings, SettingsError
-
-if TYPE_CHECKING:
-    from flows.dataset import Name
 
 PACED_STEP_MS = 60_000
 UNPACED_STEP_MS = 3_600_000
@@ -54,7 +51,7 @@ def market(settings: Settings, seconds: float) -> Iterator[Slice]:
         )
 
 
-def dataset(name: Name, settings: Settings, data: Path, speed: float | None) -> Iterator[Slice]:
+def dataset(name: str, settings: Settings, data: Path, speed: float | None) -> Iterator[Slice]:
     """A data set (flows/dataset.py) in the folder `data`, in slices fit for `speed`.
 
     Raises:
