@@ -16,6 +16,10 @@ PACKAGES = {
     "flink": "apache-flink==2.3.0",
     "pathway": "pathway==0.33.0",
     "bytewax": "bytewax==0.21.1",
+    "decoders": (
+        "arro3-core==0.9.1 arro3-io==0.9.1 duckdb==2.0.0 msgspec==0.22.0 numpy==2.4.6 "
+        "orjson==3.13.0 polars==2.1.0 pyarrow==26.0.1"
+    ),
 }
 LIMIT_S = 300.0
 """Of an installation."""
@@ -32,7 +36,7 @@ def python_of(peer: str) -> Path:
     if not (done.exists() and done.read_text() == wanted):
         uv = Path(sys.executable).with_name("uv")
         install(uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder)
-        install(uv, "pip", "install", "--quiet", "--python", python, wanted)
+        install(uv, "pip", "install", "--quiet", "--python", python, *wanted.split())
         done.write_text(wanted)
     return python
 
