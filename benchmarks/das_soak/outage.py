@@ -26,7 +26,7 @@ from models.durable import write_atomically
 
 STREAM_S = 60.0
 """Of writing; outages come on top."""
-SPEED = 3.0
+SPEED = 2.0
 """Event seconds a second."""
 TICK_S = 0.25
 CALM_S = 10.0
