@@ -118,7 +118,7 @@ def test_files_part_shows_who_failed_and_who_differs(files: EventFiles) -> None:
     assert found["files: exfm"].value == files.num_events
     assert found["files: exfm over Flink SQL"].value == pytest.approx(7)
     assert found["files: exfm over Pathway"].met is False
-    assert found["files: exfm of decoding alone"].value == pytest.approx(50)
+    assert found["files: exfm of its decoding alone"].value == pytest.approx(50)
     agreed = found["files: engines with the same examples, positives, predictions"]
     assert agreed.met is False
     assert "Flink SQL" in agreed.note
