@@ -119,26 +119,25 @@ def store(seen: int, work_folder: Path) -> list[Figure]:
     folder = Path(tempfile.mkdtemp(prefix="runs-", dir=work_folder))
     try:
         with broker(work_folder) as kafka:
-            das = {"recovery_every_s": 1.0}
+            das = {"recovery_every_s": 0.5}
             settings = settings_for(kafka.bootstrap, "store", SHORT_S, das, form="arrow")
             num_events = fill(settings, seen).num_events
             with started(settings, folder) as job:
-                sizes = series(job, num_events, seen)
+                sizes = series(job, settings.das.shards, num_events, seen)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    first, *_, last = sizes.values()
-    steps = ", ".join(f"{num:,}: {content:,}" for num, (content, _) in sizes.items())
+    steps = ", ".join(f"{num:,}: {content:,}" for num, content, _ in sizes)
     return [
         at_most(
-            f"Recovery store, snapshots at {seen:,} impressions seen over those at a fifth",
-            last[0] / first[0],
+            "Recovery store, snapshots at the last look over those at the first",
+            sizes[-1][1] / sizes[0][1],
             "x",
             MOST_GROWTH,
             f"bytes of the pickled snapshots after so many impressions, {steps}",
         ),
         at_most(
             "Recovery store, all files",
-            max(total for _, total in sizes.values()) / 1e6,
+            max(total for _, _, total in sizes) / 1e6,
             "MB",
             MOST_STORE_MB,
             "SQLite keeps a log of up to 4 MB beside each of the two files",
@@ -146,17 +145,20 @@ def store(seen: int, work_folder: Path) -> list[Figure]:
     ]
 
 
-def series(job: Job, num_events: int, seen: int) -> dict[int, tuple[int, int]]:
-    """Bytes of the snapshots and of all files when each fifth of the events had been read."""
-    sizes: dict[int, tuple[int, int]] = {}
-    for step in range(1, STEPS + 1):
-        goal = num_events * step / STEPS
+def series(job: Job, shards: int, num_events: int, seen: int) -> list[tuple[int, int, int]]:
+    """At each fifth of the events: impressions seen, bytes of the snapshots, of all files."""
+    sizes: list[tuple[int, int, int]] = []
+    snapshots = 0.0
+    for step in range(1, STEPS):
+        least = (num_events * step / STEPS, snapshots + 2 * shards)
 
-        def reached(look: Look, goal: float = goal) -> bool:
-            return look.events >= goal and look.snapshots > 0
+        def reached(look: Look, least: tuple[float, float] = least) -> bool:
+            return look.events >= least[0] and look.snapshots >= least[1]
 
-        job.watch(reached, LIMIT_S)
-        sizes[seen * step // STEPS] = size(recovery_folder(job.folder.state / "das"))
+        look = job.watch(reached, LIMIT_S)
+        snapshots = look.snapshots
+        read = round(seen * look.events / num_events)
+        sizes.append((read, *size(recovery_folder(job.folder.state / "das"))))
     return sizes
 
 
@@ -177,6 +179,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for figure in store(arguments.seen, arguments.work):
         sys.stdout.write(f"{figure.name}: {figure.value:.3g} {figure.unit} {figure.bar}\n")
+        sys.stdout.write(f"  {figure.note}\n")
 
 
 if __name__ == "__main__":
