@@ -166,7 +166,7 @@ class Writer:
         topics = self._settings.topics
         for topic in (topics.impressions, topics.labels):
             for partition in range(PARTITIONS):
-                headers = {END_HEADER: b""}
+                headers: dict[str, str | bytes | None] = {END_HEADER: b""}
                 self._producer.produce(topic.name, None, partition=partition, headers=headers)
         for partition in range(PARTITIONS):
             self._progress(self._schema.empty_table(), partition, END_MS)
@@ -243,7 +243,7 @@ class Examples:
         known = self._totals.get(header["shard"], 0)
         end = header["first"] + rows.num_rows
         self._totals[header["shard"]] = max(known, end)
-        return end > known
+        return bool(end > known)
 
     def read_to_end(self) -> int:
         """Know all examples that stand there now; how many there are."""
