@@ -34,7 +34,7 @@ def random_labels(rng: random.Random, shown: int, longest_ms: int) -> list[Label
     labels = []
     for _ in range(rng.randint(1, 8)):
         ts = shown + rng.randint(0, longest_ms * 3 // 2) // 1000 * 1000
-        known = ts if rng.random() < 0.7 else ts + rng.randint(0, 30) * 1000
+        known = ts if rng.random() < 0.5 else (ts // 10_000 + rng.randint(1, 2)) * 10_000
         labels.append(Label(known, ts, rng.randint(0, 1), rng.randint(0, 2)))
     return labels
 
