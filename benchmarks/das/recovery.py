@@ -20,7 +20,7 @@ from contextlib import closing
 from pathlib import Path
 
 from benchmarks.das import events
-from benchmarks.das.figures import Figure, at_most
+from benchmarks.das.figures import Figure, at_most, unmeasured
 from benchmarks.das.kafka_job import Job, Look, started
 from benchmarks.das.kafka_topics import Examples, broker, fill, settings_for
 from benchmarks.das.part import say
@@ -108,10 +108,13 @@ def opening(job: Job, pending: float) -> list[Figure]:
 
 def stopping(job: Job) -> Figure:
     """How long a clean stop takes in full flight."""
+    name = "SIGTERM to the end of the process"
     pending = in_full_flight(job)
+    if job.ended_s > job.started_s:
+        return unmeasured(name, "s", "the log had ended before", f"<= {STOP_S:g}")
     stopped_s = job.end(signal.SIGTERM)
     note = f"{pending:,.0f} impressions pending; the supervisor kills after {STOP_S:g} s"
-    return at_most("SIGTERM to the end of the process", stopped_s, "s", STOP_S, note)
+    return at_most(name, stopped_s, "s", STOP_S, note)
 
 
 def store(seen: int, work_folder: Path) -> list[Figure]:
