@@ -1,6 +1,6 @@
 """The project's own flow from files to a file: `python -m benchmarks.das.ours --help`.
 
-The flow of flows/das.py with its decoder, its watermarks and its shards; only the ends differ: the
+The flow of flows/das.py with its parser, rules, watermarks and shards; only the ends differ: the
 sources read lines of files in place of messages of a broker, the sink appends the messages of
 `examples` to a file, each behind its length.
 """
@@ -14,22 +14,21 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
-from confluent_kafka import Message
 
 from benchmarks.das.engine import Outcome, one_core, run_engine
 from benchmarks.das.events import EventFiles, event_files, settings
 from benchmarks.das.job import Clock, report
 from flows.das import build
 from flows.das_sources import InputPartition, Item, rows_by_shard
-from flows.decoding import EventDecoder
 from flows.event_rules import EventRules, impression_rules, label_rules
 from flows.json_events import parse
 from flows.lateness import Lateness
 from flows.read_ahead import ReadAhead
-from flows.records import decode, prediction_schema
+from flows.records import ADDRESS, decode, prediction_schema
 from flows.runner import Placement, run_flow
 from flows.settings import Settings
 from flows.sink import Outgoing
@@ -42,6 +41,7 @@ BLOCK = 3_500_000
 """Bytes read at a time: some 8,192 impressions, what `das.max_batch` is by default."""
 EPOCH_S = 3600.0
 """Longer than the job: no snapshot is taken, as the peers take none."""
+EVENT_RULES = {"impressions": impression_rules, "labels": label_rules}
 
 
 class FilePartition(InputPartition):
@@ -56,8 +56,7 @@ class FilePartition(InputPartition):
         self._schema = prediction_schema(settings)
         self._rules: EventRules | None = None
         if kind != "predictions":
-            rules = impression_rules(settings) if kind == "impressions" else label_rules(settings)
-            self._rules, self._decoder = rules, EventDecoder(rules.schema, "json", rules.faults)
+            self._rules = EVENT_RULES[kind](settings)
         self._file = path.open("rb")
         self._offset, self._rest, self.ended = 0, b"", False
 
@@ -93,21 +92,29 @@ class FilePartition(InputPartition):
         return rows
 
     def _rows(self, lines: list[bytes]) -> pa.Table:
+        """Rows of lines, by the parser and the rules of flows/events.py."""
         if self._rules is None:
-            rows = parse(lines, self._schema)[0].cast(self._schema)
+            columns, bad = parse(lines, self._schema)
+            rows = columns.cast(self._schema)
         else:
-            decoded = self._decoder.decode(
-                [
-                    Message(topic=self._kind, partition=0, offset=offset, value=line)
-                    for offset, line in enumerate(lines, self._offset)
-                ]
-            )
-            rows = self._rules.finish(decoded.table)
-        if rows.num_rows != len(lines):
-            raise RuntimeError(
-                f"{self._file.name}: {len(lines) - rows.num_rows} lines are no {self._kind}"
-            )
+            columns, bad = parse(lines, self._rules.schema)
+            for why, bad_N in self._rules.faults(columns):
+                bad |= dict.fromkeys(map(int, np.flatnonzero(bad_N)), why)
+            rows = self._rules.finish(self._addressed(columns))
+        if bad:
+            line, why = min(bad.items())
+            raise RuntimeError(f"{self._file.name} line {self._offset + line + 1}: {why}")
         return rows
+
+    def _addressed(self, columns: pa.Table) -> pa.Table:
+        """With the place of each line, as if the file were partition 0 of a topic."""
+        num = columns.num_rows
+        places = (np.zeros(num), np.arange(self._offset, self._offset + num), np.zeros(num))
+        for field, place in zip(ADDRESS, places, strict=True):
+            columns = columns.append_column(
+                field, pa.array(place.astype(np.int64)).cast(field.type)
+            )
+        return columns
 
 
 class FileSource(FixedPartitionedSource[Item, None]):
