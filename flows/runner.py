@@ -22,6 +22,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.run import cli_main
 
+from flows.allocator import keep_little_spare
 from flows.clock_watch import ending_if_set_back
 
 RECOVERY_PARTITIONS = 2
@@ -73,6 +74,7 @@ def run_flow(
         epoch_s: interval of recovery snapshots.
     """
     config = None
+    keep_little_spare()
     if recovery is not None:
         create_recovery_store(recovery)
         config = RecoveryConfig(recovery, timedelta(0))

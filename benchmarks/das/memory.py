@@ -26,6 +26,7 @@ import pyarrow as pa
 from benchmarks.das.events import BEGIN_MS, settings
 from benchmarks.formats import events
 from flows import segments
+from flows.allocator import keep_little_spare
 from flows.das_sources import rows_by_shard
 from flows.records import ADDRESS, impression_schema, prediction_schema
 from flows.settings import Settings, Task
@@ -97,6 +98,7 @@ def measure(rows: int, held: bool) -> dict[str, Any]:
     config = base.model_copy(update={"tasks": (task,), "das": das})
     if held:
         segments.MAX_FRESH_BYTES = 1 << 60
+    keep_little_spare()
     list(batches(config, BATCH))  # what the libraries take for themselves
     begin, most, arrow_bytes, begin_s = resident(), dict[str, int](), 0, time.process_time()
     with tempfile.TemporaryDirectory() as folder:
