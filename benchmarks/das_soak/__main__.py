@@ -64,7 +64,8 @@ def met(toll: Toll, kills: int, seconds: float) -> Check:
     instants = ", ".join(f"{n} {instant}" for instant, n in toll.instants.items())
     return Check(
         name=f"kill -9 of the join over a real Kafka, {seconds:.0f} s",
-        value=f"{toll.kills}: {instants}; {toll.half_written} left a half-written segment; "
+        value=f"{toll.kills}: {instants}; {toll.half_written} left a half-written segment, "
+        f"{toll.idle} waited for an instant that did not come; "
         f"{toll.broker} kills of the broker (the join ended at {toll.deaths}), "
         f"{toll.stops} clean stops; "
         f"{toll.processes[1]} starts of one process, {toll.processes[2]} of two",
@@ -105,6 +106,8 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(PARTS)}.")] = None,
 ) -> None:
     """Show what the join guarantees, one part after the other, and end with one table."""
+    if unknown := set(only or ()) - set(PARTS):
+        raise typer.BadParameter(f"--only {', '.join(unknown)} must be among {', '.join(PARTS)}")
     configure_logging(logging.ERROR)
     logging.getLogger("flows.producer").setLevel(logging.CRITICAL)  # brokers are killed here
     console = Console() if Console().is_terminal else Console(width=200)

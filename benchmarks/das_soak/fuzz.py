@@ -278,8 +278,10 @@ def main(
 ) -> None:
     """Decode damaged messages of a format; the last line says what was found."""
     faulthandler.enable()
-    (chosen,) = [known for known in FORMATS if known == form]
-    print(json.dumps(asdict(fuzz(chosen, bytes_, seed, batch))))
+    chosen = [known for known in FORMATS if known == form]
+    if not chosen:
+        raise typer.BadParameter(f"the format must be one of {', '.join(FORMATS)}, got {form}")
+    print(json.dumps(asdict(fuzz(chosen[0], bytes_, seed, batch))))
 
 
 if __name__ == "__main__":

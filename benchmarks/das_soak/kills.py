@@ -47,7 +47,7 @@ class Toll:
     half_written: int = 0
     """Kills that left a draft of a segment."""
     idle: int = 0
-    """Kills for whose instant was waited in vain."""
+    """Waits for an instant that did not come; the kill or stop followed all the same."""
     broker: int = 0
     """Kills of the broker under the join."""
     deaths: int = 0
