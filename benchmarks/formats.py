@@ -20,6 +20,7 @@ from confluent_kafka import Message
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.das.job import INTS, NUMBERS, TEXTS
 from flows.decoding import EventDecoder
 from flows.event_encoding import FramedEvents, arrow_events, json_events
 from flows.event_rules import impression_rules
@@ -33,9 +34,6 @@ ARROW_ROWS = 512
 """Events of an Arrow message."""
 ROUNDS = 7
 REGISTRY = SchemaRegistry(url="mock://formats")
-INTS = ("user_id", "ad_id", "advertiser", "category")
-TEXTS = ("device", "country", "placement")
-NUMBERS = ("ad_impressions", "ad_clicks", "user_impressions", "user_clicks")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

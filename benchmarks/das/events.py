@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from benchmarks.formats import INTS, NUMBERS, TEXTS, settings_of
+from benchmarks.das.job import INTS, NUMBERS, TEXTS, WINDOW_S
+from benchmarks.formats import settings_of
 from flows.das_settings import Das
 from flows.settings import EventTopic, Settings, Task, Topic, Topics
 
 BEGIN_MS = 1_700_000_000_000
 SPAN_MS = 3_600_000
 """Event time of all rows; their rate follows from their number."""
-WINDOW_S = 600
 CLICKS = 0.05
 MEAN_DELAY_MS = 120_000.0
 IDS_A_LIST = 10

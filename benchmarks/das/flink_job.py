@@ -49,14 +49,13 @@ def main() -> None:
     for name, columns in COLUMNS.items():
         tables.execute_sql(source(name, columns, connector(name, given.events, spec)))
     out = given.scratch / "examples"
-    tables.execute_sql(sink(out, spec.get("sink", "filesystem")))
+    tables.execute_sql(sink(out))
     names = ", ".join(f"i.`{name}`" for name in COLUMNS["impressions"])
     minutes = round(spec.get("window_s", WINDOW_S) / 60)
     clock = Clock()
     with clock.running():
         tables.execute_sql(JOIN.format(columns=names, minutes=minutes)).wait()
-    found = counts(out.glob("*")) if out.exists() else (0, 0, 0)
-    report(clock, *found)
+    report(clock, *counts(out.glob("*")))
 
 
 def connector(name: str, events: Path, spec: dict[str, Any]) -> dict[str, str]:
@@ -84,12 +83,10 @@ def source(name: str, columns: dict[str, str], options: dict[str, str]) -> str:
     )
 
 
-def sink(path: Path, kind: str) -> str:
-    """Table of the examples: files of JSON lines, or nothing that is kept (`blackhole`)."""
+def sink(path: Path) -> str:
+    """Table of the examples: files of JSON lines."""
     listed = "".join(f"`{name}` {kind}, " for name, kind in COLUMNS["impressions"].items())
-    options = {"connector": kind}
-    if kind == "filesystem":
-        options |= {"path": str(path), "format": "json"}
+    options = {"connector": "filesystem", "path": str(path), "format": "json"}
     return (
         f"CREATE TABLE examples (impression_id STRING, ts_ms BIGINT, {listed}"
         "fm_version BIGINT, fm_logit_click FLOAT, label TINYINT) "
