@@ -14,9 +14,9 @@ import pytest
 from benchmarks.das import bench, ours
 from benchmarks.das import files as files_part
 from benchmarks.das.engine import EngineFailed, Outcome, run, run_engine
-from benchmarks.das.events import WINDOW_S, EventFiles, event_files, settings
+from benchmarks.das.events import EventFiles, event_files, settings
 from benchmarks.das.figures import Figure, at_least, at_most, unmeasured
-from benchmarks.das.job import counts, tree_cpu_s
+from benchmarks.das.job import WINDOW_S, counts, tree_cpu_s
 from benchmarks.das.picture import picture
 from flows.read_ahead import ReadAhead
 
@@ -93,6 +93,22 @@ def test_a_failed_part_is_an_unmet_figure(tmp_path: Path) -> None:
     (figure,) = bench.figures_of("no_such_part", 1000, tmp_path, 60)
     assert figure.met is False
     assert "exit code 1" in figure.note
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_is_killed_leaves_no_scratch(tmp_path: Path) -> None:
+    begun, work = tmp_path / "begun", tmp_path / "work"
+    work.mkdir()
+    code = (
+        "import os, pathlib, tempfile\n"
+        "folder = tempfile.mkdtemp()\n"
+        "pathlib.Path(folder, 'file').touch()\n"
+        f"pathlib.Path({str(begun)!r}).write_text(folder)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    assert bench.run_apart([sys.executable, "-c", code], work, limit_s=60) == -9
+    assert work in Path(begun.read_text()).parents
+    assert list(work.iterdir()) == []
 
 
 def test_counts_of_a_peer_and_cpu_seconds(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.das.engine import EngineFailed
+from benchmarks.das.environments import PACKAGES, flink_kafka_jar, python_of
 from benchmarks.das.figures import Figure, unmeasured
 from benchmarks.das.picture import picture
 from models.durable import write_atomically
@@ -54,6 +57,7 @@ def bench(rows: int, only: Sequence[str], work_folder: Path, console: Console) -
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # parts end with this process
     work_folder.mkdir(parents=True, exist_ok=True)
+    install(only or PARTS.keys(), console)
     figures: list[Figure] = []
     end_s = time.monotonic() + BUDGET_S
     for part, most_s in PARTS.items():
@@ -64,25 +68,52 @@ def bench(rows: int, only: Sequence[str], work_folder: Path, console: Console) -
     return figures
 
 
+def install(parts: Collection[str], console: Console) -> None:
+    """Install the peers that some parts need, which counts against no part's time limit."""
+    needed = {"files": tuple(PACKAGES), "kafka": ("flink",)}
+    try:
+        for peer in sorted({peer for part in parts for peer in needed.get(part, ())}):
+            python_of(peer)
+        if "kafka" in parts:
+            flink_kafka_jar()
+    except EngineFailed as error:
+        console.print(f"a peer is missing, the figures will say so: {error}", markup=False)
+
+
 def figures_of(part: str, rows: int, work_folder: Path, limit_s: float) -> list[Figure]:
     """Figures of one part, run by `benchmarks.das.part`; a single unmet one if it fails."""
     out = work_folder / f"{part}.json"
     out.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.das.part", part, f"--rows={rows}"]
     command += [f"--work={work_folder}", f"--out={out}"]
-    process = subprocess.Popen(command, cwd=CHECKOUT, start_new_session=True)
     why = ""
     try:
-        if process.wait(limit_s) != 0:
-            why = f"exit code {process.returncode}, see above"
+        code = run_apart(command, work_folder, limit_s)
+        if code != 0:
+            why = f"exit code {code}, see above"
     except subprocess.TimeoutExpired:
         why = f"not finished within {limit_s:.0f} s"
-    finally:
-        kill_session(process.pid)
-        process.wait()
     if why:
         return [unmeasured(part, "", why, bar="runs to its end")]
     return [Figure(**figure) for figure in json.loads(out.read_text())]
+
+
+def run_apart(command: Sequence[str], work_folder: Path, limit_s: float) -> int:
+    """Run a program, whose temporary files go with it however it ends; its exit code.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer than `limit_s`, and was killed.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix="scratch-", dir=work_folder, ignore_cleanup_errors=True
+    ) as scratch:
+        environ = {**os.environ, "TMPDIR": scratch}
+        process = subprocess.Popen(command, cwd=CHECKOUT, env=environ, start_new_session=True)
+        try:
+            return process.wait(limit_s)
+        finally:
+            kill_session(process.pid)
+            process.wait()
 
 
 def kill_session(leader: int) -> None:

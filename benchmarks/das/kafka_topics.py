@@ -6,7 +6,6 @@ messages of the rows of a few thousand impressions, with the teacher's progress 
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,14 +60,13 @@ class Filled:
 
 
 @contextmanager
-def broker(work_folder: Path) -> Iterator[EmbeddedKafka]:
-    """An Apache Kafka for one part of the benchmark; its data are gone at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="kafka-", dir=work_folder))
-    try:
-        with EmbeddedKafka(folder / "kafka") as kafka:
-            yield kafka
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def broker() -> Iterator[tuple[EmbeddedKafka, Path]]:
+    """An Apache Kafka for one part of the benchmark, and a folder for runs; gone at the end."""
+    with (
+        tempfile.TemporaryDirectory(prefix="kafka-", ignore_cleanup_errors=True) as name,
+        EmbeddedKafka(Path(name) / "kafka") as kafka,
+    ):
+        yield kafka, Path(name) / "runs"
 
 
 def settings_for(

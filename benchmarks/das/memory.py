@@ -16,6 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,12 @@ SNAPSHOT_ROWS = 1_000_000
 """Impressions between two snapshots: 100,000 a second, a snapshot each ten seconds."""
 STEP_MS = 60_000
 """Event time by which the watermarks move while everything closes."""
-CGROUPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))
-LIMIT_FILES = ("memory.limit_in_bytes", "memory.max")
+CGROUPS = {
+    Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes",
+    Path("/sys/fs/cgroup"): "memory.max",
+}
+"""Where they are in either version of Linux's, and the file of a group's limit."""
+MEMBERS = "cgroup.procs"
 
 
 class Join:
@@ -142,22 +147,44 @@ def larger(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     return {name: max(value, one.get(name, 0)) for name, value in other.items()}
 
 
-def limit(num_bytes: int) -> Path:
-    """Put this process under a limit of memory; the group's folder.
+@contextmanager
+def limited(num_bytes: int) -> Iterator[None]:
+    """Put this process under a limit of memory, in a group of its own that goes at the end.
 
     Raises:
         OSError: it is not allowed to.
     """
-    for root in CGROUPS:
-        for name in LIMIT_FILES:
-            group = root / f"exfm-{os.getpid()}"
-            if root.exists() and (root / "cgroup.procs").exists():
-                group.mkdir(exist_ok=True)
-                if (group / name).exists():
-                    (group / name).write_text(str(num_bytes))
-                    (group / "cgroup.procs").write_text(str(os.getpid()))
-                    return group
+    root, name = cgroups()
+    before, group = root / own_group().lstrip("/"), root / f"exfm-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / name).write_text(str(num_bytes))
+        (group / MEMBERS).write_text(str(os.getpid()))
+        try:
+            yield
+        finally:
+            (before / MEMBERS).write_text(str(os.getpid()))
+    finally:
+        group.rmdir()
+
+
+def cgroups() -> tuple[Path, str]:
+    """Folder of the memory cgroups, version 1 or 2, and the name of the file of their limit.
+
+    Raises:
+        OSError: there are none.
+    """
+    for root, name in CGROUPS.items():
+        if (root / MEMBERS).exists():
+            return root, name
     raise OSError(f"no memory cgroup in any of {', '.join(map(str, CGROUPS))}")
+
+
+def own_group() -> str:
+    """Memory cgroup of this process."""
+    lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    groups = {kind: path for _, kind, path in (line.split(":", 2) for line in lines)}
+    return groups.get("memory", groups.get("", "/"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -168,10 +195,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit-gb", type=float)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(argv)
-    if given.limit_gb is not None:
-        limit(int(given.limit_gb * 2**30))
     pa.set_cpu_count(1)
-    found = measure(given.rows, given.held)
+    under = nullcontext() if given.limit_gb is None else limited(int(given.limit_gb * 2**30))
+    with under:
+        found = measure(given.rows, given.held)
     found["limit_gb"] = given.limit_gb
     for name, value in found.items():
         print(f"{name:16} {value}")

@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             decode_only(files, settings(SHARDS))
         report(clock, files.num_impressions, files.num_positives, files.num_impressions)
         return
-    with tempfile.TemporaryDirectory(dir=given.work) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         with clock.running():
             out = join(files, settings(SHARDS), Path(folder))
         found = examples(out)

@@ -2,21 +2,21 @@
 
     python -m benchmarks.das.recovery --seen 20000000
 
-Killed in full flight behind a snapshot, with everything pending. The store is looked at again and
-again while a log of Arrow messages goes by under a short window: were its size to depend on the
-number of impressions ever seen, it would grow.
+Killed in full flight, shortly before the next snapshot would come, with everything pending; a clean
+stop is timed in a run of its own. The store is looked at again and again while a log of Arrow
+messages goes by under a short window: were its size to depend on the number of impressions ever
+seen, it would grow.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import signal
 import sqlite3
 import sys
-import tempfile
 import time
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.das import events
@@ -30,9 +30,14 @@ from flows.supervisor import STOP_S
 LIMIT_S = 240.0
 EVERY_S = 5.0
 """Interval of the snapshots, the default."""
-WINDOW_S = events.SPAN_MS / 2000
+BEHIND_S = 0.8 * EVERY_S
+"""From a snapshot to the kill: what was done in that time is done again."""
+ROWS_OVER_PENDING = 4
+"""So many that the log does not end before the kill."""
+WINDOW_S = events.SPAN_MS / (1000 * ROWS_OVER_PENDING)
 SHORT_S = events.SPAN_MS / 60_000
 MOST_S = 10.0
+TO_NEW = "Recovery, restart after kill -9 to new examples"
 MOST_GROWTH = 1.5
 MOST_STORE_MB = 16.0
 CONTENT = "SELECT coalesce(sum(length(ser_change)), 0) FROM snaps"
@@ -42,37 +47,59 @@ POLL_S = 0.02
 
 
 def run(rows: int, work_folder: Path) -> list[Figure]:
-    """Kill with `rows` impressions pending; watch the store over five times as many."""
-    return [*killed(rows, work_folder), *store(SEEN_OVER_ROWS * rows, work_folder)]
+    """Stop and kill with `rows` impressions pending; watch the store over five times as many."""
+    with broker() as (kafka, folder):
+        fill(settings_for(kafka.bootstrap, "fill", WINDOW_S), ROWS_OVER_PENDING * rows)
+        found = [stopped(kafka.bootstrap, folder, rows), *killed(kafka.bootstrap, folder, rows)]
+    return [*found, *store(SEEN_OVER_ROWS * rows)]
 
 
-def killed(rows: int, work_folder: Path) -> list[Figure]:
+def stopped(bootstrap: str, folder: Path, rows: int) -> Figure:
+    """How long a clean stop takes in full flight."""
+    name = "SIGTERM to the end of the process"
+    settings = settings_for(bootstrap, "stopped", WINDOW_S, {"recovery_every_s": EVERY_S})
+    with started(settings, folder / "stopped") as job:
+        look = in_full_flight(job)
+        if look.pending < rows / 2:
+            return unmeasured(name, "s", few(look, rows), f"<= {STOP_S:g}")
+        stopped_s = job.end(signal.SIGTERM)
+    note = f"{look.pending:,.0f} impressions pending; the supervisor kills after {STOP_S:g} s"
+    return at_most(name, stopped_s, "s", STOP_S, note)
+
+
+def killed(bootstrap: str, folder: Path, rows: int) -> list[Figure]:
     """Seconds from the restart to examples."""
-    folder = Path(tempfile.mkdtemp(prefix="runs-", dir=work_folder))
-    try:
-        with broker(work_folder) as kafka:
-            fill(settings_for(kafka.bootstrap, "fill", WINDOW_S), 2 * rows)
-            das = {"recovery_every_s": EVERY_S}
-            settings = settings_for(kafka.bootstrap, "killed", WINDOW_S, das)
-            examples = Examples(settings)
-            with started(settings, folder) as job:
-                pending = in_full_flight(job)
-                job.end()
-                num = examples.read_to_end()
-                say(f"killed behind {num:,} examples, {pending:,.0f} pending")
-                return [*times(job, examples), *opening(job, pending), stopping(job)]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    settings = settings_for(bootstrap, "killed", WINDOW_S, {"recovery_every_s": EVERY_S})
+    examples = Examples(settings)
+    with started(settings, folder / "killed") as job:
+        look = in_full_flight(job)
+        if look.pending < rows / 2:
+            return [unmeasured(TO_NEW, "s", few(look, rows), f"<= {MOST_S:g}")]
+        job.end()
+        behind_s = time.monotonic() - snapshot_at_s(job)
+        num = examples.read_to_end()
+        say(f"killed {behind_s:.1f} s behind a snapshot and behind {num:,} examples")
+        return [*times(job, examples, behind_s), opening(job, look.pending)]
 
 
-def in_full_flight(job: Job) -> float:
-    """Wait until examples come and a snapshot was taken behind the first; what is pending then."""
+def few(look: Look, rows: int) -> str:
+    """Why nothing was measured."""
+    return f"of {rows:,} impressions {look.pending:,.0f} were pending: the log had ended"
+
+
+def in_full_flight(job: Job) -> Look:
+    """Wait for examples, for a snapshot behind the first of them, and for most of the next."""
     first = job.watch(lambda look: look.closed > 0, LIMIT_S)
     saved = job.watch(lambda look: look.snapshots > first.snapshots, LIMIT_S)
-    return saved.pending
+    return job.watch(lambda look: look.at_s > saved.at_s + BEHIND_S, LIMIT_S)
 
 
-def times(job: Job, examples: Examples) -> list[Figure]:
+def snapshot_at_s(job: Job) -> float:
+    """When the last snapshot was seen."""
+    return max(b.at_s for a, b in pairwise(job.looks) if b.snapshots > a.snapshots)
+
+
+def times(job: Job, examples: Examples, behind_s: float) -> list[Figure]:
     """Start again, and wait for an example that was there before, then for a new one."""
     job.start()
     again_s = new_s = 0.0
@@ -86,49 +113,35 @@ def times(job: Job, examples: Examples) -> list[Figure]:
         if any(examples.is_new(rows, header) for _, rows, header in found):
             new_s = now_s
         time.sleep(POLL_S)
-    note = f"start of Python included, a snapshot every {EVERY_S:g} s"
+    note = (
+        f"killed {behind_s:.1f} s behind a snapshot, one every {EVERY_S:g} s; "
+        "start of Python included"
+    )
     return [
-        Figure(name="Recovery, kill -9 to examples", value=again_s, unit="s", note=note),
-        at_most("Recovery, kill -9 to new examples", new_s, "s", MOST_S, note),
+        Figure(name="Recovery, restart after kill -9 to examples", value=again_s, unit="s"),
+        at_most(TO_NEW, new_s, "s", MOST_S, note),
     ]
 
 
-def opening(job: Job, pending: float) -> list[Figure]:
+def opening(job: Job, pending: float) -> Figure:
     """What the restarted process says of itself."""
     job.watch(lambda look: look.closed > 0, LIMIT_S)
-    return [
-        Figure(
-            name="Recovery, of that opening the state",
-            value=job.total("exfm_das_recovery_seconds"),
-            unit="s",
-            note=f"{pending:,.0f} impressions pending at the kill",
-        )
-    ]
+    return Figure(
+        name="Recovery, of that opening the state",
+        value=job.total("exfm_das_recovery_seconds"),
+        unit="s",
+        note=f"{pending:,.0f} impressions pending at the kill",
+    )
 
 
-def stopping(job: Job) -> Figure:
-    """How long a clean stop takes in full flight."""
-    name = "SIGTERM to the end of the process"
-    pending = in_full_flight(job)
-    if job.ended_s > job.started_s:
-        return unmeasured(name, "s", "the log had ended before", f"<= {STOP_S:g}")
-    stopped_s = job.end(signal.SIGTERM)
-    note = f"{pending:,.0f} impressions pending; the supervisor kills after {STOP_S:g} s"
-    return at_most(name, stopped_s, "s", STOP_S, note)
-
-
-def store(seen: int, work_folder: Path) -> list[Figure]:
+def store(seen: int) -> list[Figure]:
     """Bytes of the recovery store after so many impressions, and at steps on the way."""
-    folder = Path(tempfile.mkdtemp(prefix="runs-", dir=work_folder))
-    try:
-        with broker(work_folder) as kafka:
-            das = {"recovery_every_s": 0.5}
-            settings = settings_for(kafka.bootstrap, "store", SHORT_S, das, form="arrow")
-            num_events = fill(settings, seen).num_events
-            with started(settings, folder) as job:
-                sizes = series(job, settings.das.shards, num_events, seen)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with broker() as (kafka, folder):
+        das = {"recovery_every_s": 0.5}
+        settings = settings_for(kafka.bootstrap, "store", SHORT_S, das, form="arrow")
+        num_events = fill(settings, seen).num_events
+        with started(settings, folder) as job:
+            sizes = series(job, settings.das.shards, num_events, seen)
     steps = ", ".join(f"{num:,}: {content:,}" for num, content, _ in sizes)
     return [
         at_most(
@@ -178,9 +191,7 @@ def main() -> None:
     """Measure the store over any number of impressions."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seen", type=int, required=True, help="impressions")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
-    arguments = parser.parse_args()
-    for figure in store(arguments.seen, arguments.work):
+    for figure in store(parser.parse_args().seen):
         sys.stdout.write(f"{figure.name}: {figure.value:.3g} {figure.unit} {figure.bar}\n")
         sys.stdout.write(f"  {figure.note}\n")
 
