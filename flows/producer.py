@@ -114,6 +114,14 @@ class BatchProducer:
                 f"{waiting} messages without acknowledgement after {timeout_s:.0f} s"
             )
 
+    def close(self) -> None:
+        """Write what was handed over; nothing more comes.
+
+        Raises:
+            DeliveryError: as `flush`.
+        """
+        self.flush()
+
     def _raise_failure(self) -> None:
         if self._failed:
             raise DeliveryError(f"{self._failed} messages failed, the first: {self._failure}")

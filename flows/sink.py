@@ -1,6 +1,7 @@
 """Bytewax sink for a topic: every acknowledgement before a recovery snapshot counts.
 
-A transactional one shows what it wrote at each recovery snapshot, just before the snapshot counts.
+A transactional one shows what it wrote at each recovery snapshot, just before the snapshot counts;
+what it wrote behind the last one is never seen.
 """
 
 from __future__ import annotations
@@ -62,4 +63,5 @@ class _PartitionWriter(StatefulSinkPartition[Outgoing, None]):
         self._producer.flush()
 
     def close(self) -> None:
-        self._producer.flush()
+        """Bytewax also calls this where a step failed: nothing that lacks a snapshot may count."""
+        self._producer.close()

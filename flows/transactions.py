@@ -73,6 +73,16 @@ class TransactionalProducer(BatchProducer):
             self._insist("commit", self._producer.commit_transaction)
             self._open = False
 
+    def close(self) -> None:
+        """Give up what was sent since the last `flush`: no reader will see it."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            self._producer.abort_transaction(WAIT_S)
+        except KafkaException as failure:  # the successor or the broker ends it then
+            logger.warning("transaction of %r: cannot abort: %s", self._name, failure)
+
     def _insist(self, what: str, step: Callable[[float], None]) -> None:
         """Do a step of a transaction, again if the broker was only busy or away."""
         deadline = time.monotonic() + 2 * WAIT_S

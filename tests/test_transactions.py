@@ -7,13 +7,18 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import bytewax.operators as op
 import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.errors import BytewaxRuntimeError
+from bytewax.testing import TestingSource, run_main
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from flows.consumer import PartitionConsumer
 from flows.kafka_client import client_config
 from flows.producer import DeliveryError
 from flows.settings import Kafka, Settings
+from flows.sink import Outgoing, TopicSink
 from flows.transactions import TransactionalProducer
 from tests.processes import free_addresses, started
 from tests.test_das import DAS, NUM_STAGES, Log, elsewhere, eventually, examples, num_rows
@@ -88,6 +93,29 @@ def test_successor_ends_and_fences_its_predecessor(config: dict[str, Any], topic
         zombie.flush()
     consumer = PartitionConsumer(config, topic, 0, 0)
     assert read(consumer, 2) == [b"kept", b"new"]
+    consumer.close()
+
+
+@pytest.mark.kafka
+def test_failing_step_shows_nothing_of_its_epoch(kafka_settings: Settings) -> None:
+    """The last epoch of a run that ends counts; one that an exception ends does not."""
+    topic = kafka_settings.topics.examples
+
+    def flow(values: list[int]) -> Dataflow:
+        def outgoing(value: int) -> tuple[str, Outgoing]:
+            return "0", (None, b"%d" % (12 // value), 1)
+
+        made = Dataflow("few")
+        found = op.map("make", op.input("in", made, TestingSource(values)), outgoing)
+        op.output("out", found, TopicSink(kafka_settings, topic, transactional=True))
+        return made
+
+    run_main(flow([6, 4]))
+    with pytest.raises(BytewaxRuntimeError, match="make"):
+        run_main(flow([3, 2, 0]))
+    run_main(flow([1]))
+    consumer = PartitionConsumer(client_config(kafka_settings.kafka), topic.name, 0, 0)
+    assert read(consumer, 3) == [b"2", b"3", b"12"]
     consumer.close()
 
 
