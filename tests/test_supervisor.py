@@ -22,10 +22,11 @@ STUBBORN = (
     "print('deaf', flush=True); time.sleep(600)"
 )
 OWNER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from flows.supervisor import Group, Supervisor, interruptible
 code = "import time; time.sleep(600)"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 try:
     with interruptible(), Supervisor(Path(sys.argv[1]), {}) as supervisor:
         for name in ("one", "two"):
