@@ -19,7 +19,7 @@ from flows.settings import Settings, SettingsError
 GROWING = ("impressions", "labels")
 """Topics to which partitions may be added while a state lives."""
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 def recovery_folder(state: Path) -> Path:
