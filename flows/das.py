@@ -1,6 +1,7 @@
 """DAS, the data augmentation service: impressions + labels + predictions -> training examples.
 
-    EXFM_CONFIG=config.toml EXFM_RUN=runs/a python -m bytewax.run flows.das:flow
+    export EXFM_CONFIG=config.toml EXFM_RUN=runs/a
+    python -m bytewax.run flows.das:flow -r runs/a/state/das/recovery -s 5 -b 0
 
 A thin shell: sources read and split (flows/das_sources.py), each shard joins (flows/shard.py), the
 sink writes to `examples`.
@@ -21,6 +22,7 @@ from bytewax.inputs import Source
 from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import Sink
 
+from flows.bytewax_run import check_start
 from flows.das_recovery import speaking
 from flows.das_sources import EventSource, Item, PredictionSource
 from flows.das_state import claim, recovery_folder, shards_folder
@@ -32,7 +34,7 @@ from flows.read_ahead import ReadAhead
 from flows.records import END_MS, floor_ms
 from flows.routing import shard_key, shard_of_key
 from flows.run_folder import RunFolder
-from flows.runner import Placement, run_flow
+from flows.runner import Placement, create_recovery_store, run_flow
 from flows.settings import Settings, load
 from flows.shard import Shard
 from flows.sink import TopicSink
@@ -173,4 +175,8 @@ def run(settings: Settings, folder: RunFolder, placement: Placement) -> None:
 def flow() -> Dataflow:
     """The flow that EXFM_CONFIG and EXFM_RUN describe, for `python -m bytewax.run`."""
     settings = load(Path(os.environ["EXFM_CONFIG"]), dict(os.environ))
-    return kafka_flow(settings, RunFolder(Path(os.environ["EXFM_RUN"])).state / "das")
+    state = RunFolder(Path(os.environ["EXFM_RUN"])).state / "das"
+    check_start(state, settings)
+    found = kafka_flow(settings, state)
+    create_recovery_store(recovery_folder(state))
+    return found

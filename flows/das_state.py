@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows.das_recovery import WAY_OUT, RecoveryUnreadable
+from flows.das_recovery import WAY_OUT, RecoveryUnreadable, saved_shards
 from flows.records import example_schema, impression_schema, prediction_schema
 from flows.run_folder import write_json
 from flows.settings import Settings, SettingsError
@@ -20,6 +20,7 @@ GROWING = ("impressions", "labels")
 """Topics to which partitions may be added while a state lives."""
 
 FORMAT_VERSION = 5
+FORMAT = "format.json"
 
 
 def recovery_folder(state: Path) -> Path:
@@ -32,6 +33,11 @@ def shards_folder(state: Path) -> Path:
     return state / "shards"
 
 
+def is_made(state: Path) -> bool:
+    """Whether the join was started there before."""
+    return (state / FORMAT).exists()
+
+
 def claim(state: Path, settings: Settings) -> None:
     """Check that the state in a folder fits the configuration; note what a new one is made for.
 
@@ -41,12 +47,13 @@ def claim(state: Path, settings: Settings) -> None:
         SettingsError: it was made for another configuration.
         RecoveryUnreadable: a part of it is gone or damaged.
     """
-    path, wanted = state / "format.json", made_for(settings)
+    path, wanted = state / FORMAT, made_for(settings)
     recovery, shards = recovery_folder(state), shards_folder(state)
-    if not recovery.exists() and any(shards.rglob("*.arrow")):
+    has_segments = any(shards.rglob("*.arrow"))
+    if has_segments and not recovery.exists():
         raise RecoveryUnreadable(f"{recovery} is gone, but {shards} holds segments; {WAY_OUT}")
     if not path.exists():
-        if recovery.exists():
+        if has_segments or saved_shards(recovery):
             raise RecoveryUnreadable(f"{path} is gone, but {recovery} is there; {WAY_OUT}")
         write_json(path, wanted)
         return

@@ -21,6 +21,7 @@ import pytest
 from flows.config_file import dump
 from flows.consumer import PartitionConsumer
 from flows.das import run
+from flows.das_recovery import saved_shards
 from flows.das_sources import rows_by_shard
 from flows.das_state import claim
 from flows.kafka_client import client_config, ensure_topics
@@ -292,12 +293,38 @@ def test_live_dead_teacher_and_idle_partition_hold_nobody(
 @pytest.mark.kafka
 def test_flow_runs_under_bytewax(written: Written, tmp_path: Path) -> None:
     settings = elsewhere(written.settings)
-    config = tmp_path / "config.toml"
-    config.write_text(dump(settings), encoding="utf-8")
-    environ = {**os.environ, "EXFM_CONFIG": str(config), "EXFM_RUN": str(tmp_path / "run")}
-    command = [sys.executable, "-m", "bytewax.run", "flows.das:flow"]
+    command, environ = under_bytewax(settings, tmp_path)
     subprocess.run(command, env=environ, check=True, timeout=60)
     assert examples(settings) == written.examples
+    again = subprocess.run(command, env=environ, check=False, timeout=60, capture_output=True)
+    assert again.returncode != 0
+    assert b"state/das/recovery -s 1 -b 0" in again.stderr
+
+
+@pytest.mark.kafka
+def test_flow_goes_on_under_bytewax(kafka_settings: Settings, tmp_path: Path) -> None:
+    settings, plain = elsewhere(kafka_settings), elsewhere(kafka_settings)
+    log = Log(kafka_settings)
+    command, environ = under_bytewax(settings, tmp_path)
+    recovery = tmp_path / "run" / "state" / "das" / "recovery"
+    command += ["-r", str(recovery), "-s", "1", "-b", "0"]
+    log.write(0)
+    with subprocess.Popen(command, env=environ) as process:
+        eventually(lambda: num_rows(settings) > 0 and bool(saved_shards(recovery)))
+        process.send_signal(signal.SIGTERM)
+    for stage in range(1, NUM_STAGES):
+        log.write(stage)
+    subprocess.run(command, env=environ, check=True, timeout=60)
+    run(plain, RunFolder(tmp_path / "plain"), Placement())
+    assert examples(settings) == examples(plain)
+
+
+def under_bytewax(settings: Settings, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of the flow under Bytewax's own runner."""
+    config = folder / "config.toml"
+    config.write_text(dump(settings), encoding="utf-8")
+    environ = {**os.environ, "EXFM_CONFIG": str(config), "EXFM_RUN": str(folder / "run")}
+    return [sys.executable, "-m", "bytewax.run", "flows.das:flow"], environ
 
 
 def test_state_of_other_shards_is_refused(tiny_settings: Settings, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink, TestingSource
 
+from flows.bytewax_run import VARIABLE, insist_on_recovery
 from flows.das_recovery import RecoveryUnreadable, StateFull, speaking
 from flows.das_state import claim, recovery_folder, shards_folder
 from flows.runner import Placement, create_recovery_store, run_flow
-from flows.settings import Settings
+from flows.settings import Settings, SettingsError
 
 
 @pytest.fixture
@@ -31,6 +32,27 @@ def test_state_without_its_recovery_store_is_refused(tiny_settings: Settings, st
     recovery_folder(state).rename(state / "elsewhere")
     with pytest.raises(RecoveryUnreadable, match=r"recovery is gone, but .* put .* back"):
         claim(state, tiny_settings)
+
+
+def test_store_that_bytewax_made_is_taken(tiny_settings: Settings, tmp_path: Path) -> None:
+    """As `python -m bytewax.recovery` does, before the first start."""
+    create_recovery_store(recovery_folder(tmp_path))
+    claim(tmp_path, tiny_settings)
+    claim(tmp_path, tiny_settings)
+
+
+def test_bytewax_must_go_on_from_the_state(tiny_settings: Settings, tmp_path: Path) -> None:
+    recovery = recovery_folder(tmp_path)
+    insist_on_recovery(tmp_path, tiny_settings, ["flows.das:flow"], {})
+    claim(tmp_path, tiny_settings)
+    right = rf"goes on only from there: python -m .*:flow -r {recovery} -s 1 -b 0$"
+    with pytest.raises(SettingsError, match=f"^no recovery directory given, .*{right}"):
+        insist_on_recovery(tmp_path, tiny_settings, ["flows.das:flow"], {})
+    with pytest.raises(SettingsError, match=f"^recovery directory elsewhere given, .*{right}"):
+        insist_on_recovery(tmp_path, tiny_settings, ["-relsewhere", "flows.das:flow"], {})
+    arguments = ["flows.das:flow", "-s", "1", "-r", str(recovery), "-b", "0", "-w", "2"]
+    insist_on_recovery(tmp_path, tiny_settings, arguments, {})
+    insist_on_recovery(tmp_path, tiny_settings, ["flows.das:flow"], {VARIABLE: str(recovery)})
 
 
 @pytest.mark.parametrize(("text", "why"), [(None, "is gone"), ("{", "is damaged")])
