@@ -22,8 +22,9 @@ import pyarrow.dataset as ds
 import typer
 
 from benchmarks.examples import accepted_examples, table_digest
-from flows.backfill import ParquetTarget, Watch, backfill
+from flows.backfill import backfill
 from flows.backfill_plan import Request
+from flows.backfill_targets import ParquetTarget, Watch
 from flows.checks import Check, checks_table
 from flows.config_file import dump
 from flows.demo import EVENTS, default_config

@@ -7,179 +7,29 @@ gives the same examples at any speed. Killed, it goes on where its last snapshot
 
 from __future__ import annotations
 
+import errno
 import json
-import os
-import shutil
-from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows.backfill_parquet import write_parquet
+from flows.backfill_course import BackfillAhead, Course
 from flows.backfill_plan import BackfillRefused, Plan, Request, plan
 from flows.backfill_result import Result
-from flows.backfill_sinks import BackfillSink, ExampleFiles, ExampleTopic
-from flows.backfill_sources import BackfillAhead, Course, bounded_sources
-from flows.consumer import PartitionConsumer
+from flows.backfill_sources import bounded_sources
+from flows.backfill_targets import Target, Watch
 from flows.das import build
-from flows.das_recovery import saved_shards
-from flows.das_state import claim, recovery_folder
-from flows.kafka_client import client_config, ensure
-from flows.run_folder import RunFolder, write_json
+from flows.das_recovery import WAY_OUT, RecoveryUnreadable, StateFull, speaking
+from flows.das_state import claim, made_for, recovery_folder
+from flows.run_folder import write_json
 from flows.run_lock import held
 from flows.runner import Placement, run_flow, stop_requested
-from flows.settings import Settings, Topic
+from flows.segments import SegmentError
+from flows.settings import Settings
 
-MANIFEST = "_backfill.json"
-"""In the folder of finished Parquet files; readers of data sets pass over its name."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Watch:
-    """Who is told how far a backfill has come."""
-
-    on_offsets: Callable[[int, int], None]
-    """Of the log: offsets read, and all that are to be read."""
-    on_rows: Callable[[int, int], None]
-    """Of the files: rows written, and all that are to be written."""
-
-
-class Target:
-    """Where the examples go."""
-
-    folder: Path
-    """Of the plan and the state, until the backfill is finished."""
-
-    @abstractmethod
-    def settings(self, settings: Settings) -> Settings:
-        """Those of the run with the outputs of the backfill."""
-
-    @abstractmethod
-    def refuse_finished(self) -> None:
-        """Refuse what is there already.
-
-        Raises:
-            BackfillRefused: it is.
-        """
-
-    @abstractmethod
-    def prepare(self, settings: Settings) -> None:
-        """See, before the first attempt, that nothing is in the way.
-
-        Raises:
-            BackfillRefused: something is.
-        """
-
-    @abstractmethod
-    def sink(self, settings: Settings, made: Plan) -> BackfillSink:
-        """Where the join writes to."""
-
-    @abstractmethod
-    def finish(self, settings: Settings, sink: BackfillSink, result: Result, watch: Watch) -> None:
-        """Complete the output, and say in it that it is."""
-
-
-class TopicTarget(Target):
-    """Another topic of examples, which a trainer can read to its end."""
-
-    def __init__(self, run: RunFolder, name: str) -> None:
-        self._name = name
-        self.folder = run.root / "backfills" / name
-
-    def settings(self, settings: Settings) -> Settings:
-        """With another topic of examples."""
-        if self._name in [topic.name for _, topic in settings.topics]:
-            raise BackfillRefused(f"--topic {self._name!r} is a topic of the run; name another")
-        topic = Topic(name=self._name, partitions=settings.topics.examples.partitions)
-        return with_examples(settings, topic)
-
-    def refuse_finished(self) -> None:
-        """Refuse a topic that was filled."""
-        if (self.folder / MANIFEST).exists():
-            raise BackfillRefused(
-                f"the backfill to topic {self._name!r} is finished, "
-                f"{self.folder / MANIFEST} says what it holds; name another topic"
-            )
-
-    def prepare(self, settings: Settings) -> None:
-        """Create the topic, which must be empty."""
-        topic = settings.topics.examples
-        ensure(settings.kafka, [topic])
-        for partition in range(topic.partitions):
-            consumer = PartitionConsumer(client_config(settings.kafka), topic.name, partition, None)
-            filled = consumer.position > 0 or consumer.lag() > 0
-            consumer.close()
-            if filled:
-                raise BackfillRefused(
-                    f"topic {topic.name!r} partition {partition} holds messages of another "
-                    "writer; name a topic that is empty or does not exist"
-                )
-
-    def sink(self, settings: Settings, made: Plan) -> BackfillSink:
-        """Writes messages of examples."""
-        return ExampleTopic(settings, made)
-
-    def finish(self, settings: Settings, sink: BackfillSink, result: Result, watch: Watch) -> None:
-        """Mark the end of every shard."""
-        assert isinstance(sink, ExampleTopic)
-        sink.end()
-        write_json(self.folder / MANIFEST, result.as_json())
-        shutil.rmtree(self.folder / "state")
-
-
-class ParquetTarget(Target):
-    """A folder of Parquet files, which appears when they are complete."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = Path(os.path.abspath(path))
-        self.folder = self._path.with_name(f".{self._path.name}.backfill")
-
-    def settings(self, settings: Settings) -> Settings:
-        """One writer takes the examples of all shards."""
-        return with_examples(settings, Topic(name=settings.topics.examples.name, partitions=1))
-
-    def refuse_finished(self) -> None:
-        """Refuse a folder that holds anything."""
-        if (self._path / MANIFEST).exists():
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise BackfillRefused(
-                f"the backfill to {self._path} is finished, {MANIFEST} in it says what it holds; "
-                "name another folder, or remove this one"
-            )
-        if self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir())):
-            raise BackfillRefused(
-                f"--parquet {self._path} exists, and is no folder that is empty; name another"
-            )
-
-    def prepare(self, settings: Settings) -> None:
-        """Nothing: the folder is new."""
-
-    def sink(self, settings: Settings, made: Plan) -> BackfillSink:
-        """Writes staged files."""
-        return ExampleFiles(settings, made, self.folder / "staged")
-
-    def finish(self, settings: Settings, sink: BackfillSink, result: Result, watch: Watch) -> None:
-        """Put the staged rows in order, and let the folder appear in one step."""
-        draft, num_rows = self.folder / "dataset", result.examples
-        shutil.rmtree(draft, ignore_errors=True)
-        num_bytes = write_parquet(
-            settings, self.folder / "staged", draft, lambda n: watch.on_rows(n, num_rows)
-        )
-        result.counts["bytes"] = num_bytes
-        write_json(draft / MANIFEST, result.as_json())
-        draft.rename(self._path)
-        shutil.rmtree(self.folder)
-
-
-def with_examples(settings: Settings, topic: Topic) -> Settings:
-    """Settings of a backfill: event time alone decides, and examples go to `topic`."""
-    return settings.model_copy(
-        update={
-            "teacher": settings.teacher.model_copy(update={"version": "as_of"}),
-            "topics": settings.topics.model_copy(update={"examples": topic}),
-        }
-    )
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def backfill(settings: Settings, request: Request, target: Target, watch: Watch) -> Result | None:
@@ -195,9 +45,12 @@ def backfill(settings: Settings, request: Request, target: Target, watch: Watch)
         What was written; None: stopped before, the next call goes on.
 
     Raises:
-        BackfillRefused: it is finished already, or cannot be what was asked for.
+        BackfillRefused: it is finished already, cannot be what was asked for, or was begun for
+            another request or configuration.
         InUse: another process works on it.
-        SettingsError: the configuration does not fit the topics, or those of the first attempt.
+        SettingsError: the configuration does not fit the topics.
+        RecoveryUnreadable: its state is damaged, or a part of it is gone.
+        StateFull: there is no room.
         BrokerUnreachable: no broker answers.
         OffsetLost: retention has deleted what was not read yet.
     """
@@ -205,50 +58,89 @@ def backfill(settings: Settings, request: Request, target: Target, watch: Watch)
     target.refuse_finished()
     folder = target.folder
     with held(folder / ".lock", f"backfill {folder}"):
+        target.refuse_finished()  # by the process that held it until now
         made = planned(settings, request, target)
-        state, sink = folder / "state", target.sink(settings, made)
-        claim(state, settings)
-        course = Course(
-            on_progress=lambda n: watch.on_offsets(n, made.num_offsets),
-            leave_out_quiet=made.leave_out_quiet,
-        )
-        ahead = BackfillAhead(settings, course)
-        inputs = bounded_sources(settings, made, ahead, course)
-        flow = build(settings, state, inputs, sink, ahead)
-        every_s = settings.das.recovery_every_s
-        run_flow(flow, Placement(), recovery=recovery_folder(state), epoch_s=every_s)
-        if stop_requested():
-            return None
-        shards = [s.state for s in saved_shards(recovery_folder(state)).values()]
-        result = Result.of(settings, made, course, shards, sink.shards.values())
-        target.finish(settings, sink, result, watch)
-        return result
+        with own_state(target):
+            return attempt(settings, made, target, watch)
+
+
+def attempt(settings: Settings, made: Plan, target: Target, watch: Watch) -> Result | None:
+    """Go on as far as it goes; None: a signal asked to stop."""
+    state, sink = target.folder / "state", target.sink(settings, made)
+    claim(state, settings)
+    course = Course(
+        on_progress=lambda n: watch.on_offsets(n, made.num_offsets),
+        leave_out_quiet=made.leave_out_quiet,
+    )
+    ahead = BackfillAhead(settings, course)
+    inputs = bounded_sources(settings, made, ahead, course)
+    flow = build(settings, state, inputs, sink, ahead)
+    recovery, every_s = recovery_folder(state), settings.das.recovery_every_s
+    with speaking(recovery):
+        run_flow(flow, Placement(), recovery=recovery, epoch_s=every_s)
+    if stop_requested():
+        return None
+    result = Result.of(settings, made, course, state, sink.shards.values())
+    target.finish(settings, sink, result, watch)
+    return result
+
+
+@contextmanager
+def own_state(target: Target) -> Iterator[None]:
+    """Inside, an error of the state says what to do: it holds nothing that the log does not.
+
+    Raises:
+        RecoveryUnreadable: it is damaged, or a part of it is gone.
+        StateFull: there is no room for it.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason: BaseException | None = error
+        while reason is not None:
+            if isinstance(reason, BackfillRefused | StateFull):
+                raise reason from None
+            if isinstance(reason, RecoveryUnreadable | SegmentError):
+                what = str(reason).removesuffix(f"; {WAY_OUT}")
+                raise RecoveryUnreadable(f"{what}; {target.anew}") from error
+            if isinstance(reason, OSError) and reason.errno in NO_ROOM:
+                raise StateFull(Path(reason.filename or target.folder), reason.strerror) from error
+            reason = reason.__cause__
+        raise
 
 
 def planned(settings: Settings, request: Request, target: Target) -> Plan:
     """The plan of the first attempt, made now if this is it.
 
     Raises:
-        BackfillRefused: the first attempt was for another request.
+        BackfillRefused: the first attempt was for another request or configuration.
     """
     path = target.folder / "plan.json"
-    asked = as_json(request)
+    asked, wanted = as_json(request), configured(settings)
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in asked if found["asked"].get(key) != asked[key]]
-        if changed:
-            lines = [
-                f"{key}: {found['asked'].get(key)!r} then, {asked[key]!r} now" for key in changed
-            ]
-            raise BackfillRefused(
-                f"{target.folder} holds an unfinished backfill of another range; ask for that one "
-                "to go on with it, or remove the folder:\n" + "\n".join(lines)
-            )
+        refuse_change(target, "of another range", found.get("asked", {}), asked)
+        refuse_change(target, "with another configuration", found.get("configured", {}), wanted)
         return Plan.of_json(found["plan"])
     made = plan(settings, request)
     target.prepare(settings)
-    write_json(path, {"asked": asked, "plan": made.as_json()})
+    write_json(path, {"asked": asked, "configured": wanted, "plan": made.as_json()})
     return made
+
+
+def refuse_change(target: Target, what: str, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse what is not as in the first attempt.
+
+    Raises:
+        BackfillRefused: something is not.
+    """
+    changed = [key for key in now if then.get(key) != now[key]]
+    if changed:
+        lines = [f"{key}: {then.get(key)!r} then, {now[key]!r} now" for key in changed]
+        raise BackfillRefused(
+            f"{target.folder} holds an unfinished backfill {what}; ask for that one "
+            f"to go on with it, or {target.anew}:\n" + "\n".join(lines)
+        )
 
 
 def as_json(request: Request) -> dict[str, Any]:
@@ -257,3 +149,14 @@ def as_json(request: Request) -> dict[str, Any]:
     for option in ("starts", "ends"):
         raw[option] = {f"{topic}:{p}": offset for (topic, p), offset in raw[option].items()}
     return raw
+
+
+def configured(settings: Settings) -> dict[str, Any]:
+    """What of the configuration decides which examples a log means."""
+    topics = settings.topics
+    return {
+        **made_for(settings),
+        "topics.impressions.lateness_s": topics.impressions.lateness_s,
+        "topics.labels.lateness_s": topics.labels.lateness_s,
+        "das.repeat_horizon_s": settings.das.repeat_horizon_s,
+    }

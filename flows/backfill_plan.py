@@ -160,6 +160,7 @@ class Log:
             if not ready(topic, found):
                 raise SettingsError(f"topics.{kind}.name = {topic.name!r}: there is no such topic")
         self._deleted: list[tuple[str, int, int]] = []
+        self._emptied: list[tuple[str, int, int]] = []
 
     def span(
         self, kind: Kind, topic: Topic, partition: int, request: Request, needed_ms: int
@@ -171,7 +172,9 @@ class Log:
         start = request.starts.get(key)
         if start is None:
             start = low if needed_ms == BEGIN_MS else self._start(kind, key, needed_ms, low, high)
-            if start == low > 0 and low < high:
+            if low == high > 0:
+                self._emptied.append((*key, high))
+            elif start == low > 0:
                 self._deleted.append((*key, low))
         end = request.ends.get(key, high)
         if not low <= start <= end <= high:
@@ -187,6 +190,14 @@ class Log:
         Raises:
             BackfillRefused: retention has deleted them.
         """
+        if self._emptied:
+            raise BackfillRefused(
+                "\n".join(
+                    f"topic {topic!r} partition {p}: all offsets below {high} are deleted; "
+                    f"--start {topic}:{p}:{high} says that nothing of the range is missing"
+                    for topic, p, high in self._emptied
+                )
+            )
         if not self._deleted:
             return
         firsts = [self._broker_ms(topic, p, low) for topic, p, low in self._deleted]

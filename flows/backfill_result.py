@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 
+from flows.admission import REPEATS
+from flows.backfill_course import Course
 from flows.backfill_plan import Plan
 from flows.backfill_rows import ShardRows
-from flows.backfill_sources import Course
-from flows.records import BEGIN_MS, END_MS
+from flows.das_recovery import SavedShard, saved_shards
+from flows.das_state import recovery_folder, shards_folder
+from flows.records import BEGIN_MS, END_MS, impression_schema
+from flows.segments import SegmentFolder, SegmentStore
 from flows.settings import Settings
 from flows.wording import moment, percent
 
@@ -45,7 +50,7 @@ class Result:
         settings: Settings,
         made: Plan,
         course: Course,
-        shards: Sequence[dict[str, Any]],
+        state: Path,
         rows: Iterable[ShardRows],
     ) -> Result:
         """From the state at the end.
@@ -54,15 +59,16 @@ class Result:
             settings: of the backfill.
             made: its plan.
             course: of its inputs.
-            shards: state of the join.
+            state: folder of the join's.
             rows: what was written of each shard.
         """
         rows = list(rows)
         counts: Counter[str] = Counter()
         for mine in rows:
             counts.update(mine.counts)
-        done_ms = min((state["done_ms"] for state in shards), default=BEGIN_MS)
-        pending = sum(state["pending"] for state in shards)
+        shards = saved_shards(recovery_folder(state)).values()
+        done_ms = min((shard.state["done_ms"] for shard in shards), default=BEGIN_MS)
+        pending = sum(pending_from(settings, made.from_ms, state, shard) for shard in shards)
         ended = done_ms + settings.das.bucket_ms > END_MS
         return cls(
             plan=made.as_json(),
@@ -122,3 +128,24 @@ class Result:
 
     def _count(self, name: str) -> int:
         return self.counts.get(name, 0)
+
+
+def pending_from(settings: Settings, from_ms: int, folder: Path, saved: SavedShard) -> int:
+    """Impressions from `from_ms` on whose longest window is open, of one shard.
+
+    Args:
+        settings: of the backfill.
+        from_ms: where its range begins.
+        folder: of the join's state.
+        saved: newest snapshot of the shard.
+    """
+    state = saved.state
+    pending, open_ms = int(state["pending"]), state["open_ms"]
+    if open_ms >= from_ms:
+        return pending
+    files = SegmentFolder(shards_folder(folder) / str(state["shard"]))
+    shown = SegmentStore(files, "impressions", impression_schema(settings))
+    repeats = SegmentStore(files, "repeats", REPEATS)
+    for kind, store in (("impressions", shown), ("repeats", repeats)):
+        store.restore(state["stores"][kind])
+    return pending - shown.count(open_ms, from_ms) + repeats.count(open_ms, from_ms)

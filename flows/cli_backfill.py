@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from flows.run_setup import Config, Run, console, existing_folder, fail, load_settings
 
 if TYPE_CHECKING:
-    from flows.backfill import Watch
     from flows.backfill_plan import Request
+    from flows.backfill_targets import Watch
     from flows.run_folder import RunFolder
     from flows.settings import Settings
 
@@ -62,8 +62,8 @@ def backfill(
     The run goes on undisturbed. Stopped or killed, the same command goes on where it was.
     Example: `exfm backfill --run market --from 2026-01-31 --to 2026-02-01 --parquet examples`
     """
-    from flows.backfill import ParquetTarget, Target, TopicTarget
     from flows.backfill import backfill as fill
+    from flows.backfill_targets import ParquetTarget, Target, TopicTarget
     from flows.process import configure_logging
 
     configure_logging()
@@ -109,7 +109,9 @@ def kafka_of(config: Path | None, folder: RunFolder) -> Iterator[Settings]:
     from flows.broker import EmbeddedKafka
     from flows.run_lock import held
 
-    settings = load_settings(config or folder.config)
+    settings = load_settings(folder.config)
+    if config is not None:
+        settings = other(load_settings(config), settings)
     bootstrap = settings.kafka.bootstrap or broker_address.announced(folder.processes)
     if bootstrap is None and not folder.broker.is_dir():
         fail(f"{folder.root} has no Kafka of its own; name a broker in EXFM_BOOTSTRAP")
@@ -123,6 +125,33 @@ def kafka_of(config: Path | None, folder: RunFolder) -> Iterator[Settings]:
         yield reached(settings, broker.bootstrap)
 
 
+def other(asked: Settings, own: Settings) -> Settings:
+    """Another configuration for the log of a run.
+
+    Args:
+        asked: the configuration.
+        own: that of the run.
+
+    Raises:
+        SettingsError: the predictions in the log do not fit it.
+    """
+    from flows.settings import SettingsError
+
+    if asked.das.shards != own.das.shards:
+        raise SettingsError(
+            f"--config: das.shards = {asked.das.shards} must be {own.das.shards} as in the run, "
+            "whose predictions stand where this number puts them"
+        )
+    names = [task.name for task in own.tasks]
+    for task in asked.tasks:
+        if task.name not in names:
+            raise SettingsError(
+                f"--config: tasks: {task.name!r} must be one of the run's, "
+                f"{', '.join(names)}: predictions are logged for these only"
+            )
+    return asked
+
+
 def reached(settings: Settings, bootstrap: str) -> Settings:
     """Settings with the address of a broker."""
     kafka = settings.kafka.model_copy(update={"bootstrap": bootstrap})
@@ -134,7 +163,7 @@ def watched() -> Iterator[Watch]:
     """Progress on a terminal."""
     from rich.console import Console
 
-    from flows.backfill import Watch
+    from flows.backfill_targets import Watch
 
     errors = Console(stderr=True)
     columns = (

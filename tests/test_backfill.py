@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,20 +16,25 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import OFFSET_END, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from flows.backfill import MANIFEST, ParquetTarget, Target, TopicTarget, Watch, backfill
-from flows.backfill_plan import BackfillRefused, Request, parsed_offsets, plan
+from flows.backfill import backfill, own_state
+from flows.backfill_course import BackfillAhead, Course
+from flows.backfill_plan import INPUTS, BackfillRefused, Plan, Request, Span, parsed_offsets, plan
 from flows.backfill_result import Result
+from flows.backfill_sources import bounded_sources
+from flows.backfill_targets import MANIFEST, ParquetTarget, Target, TopicTarget, Watch
+from flows.cli_backfill import other
 from flows.config_file import dump
 from flows.das import run
+from flows.das_recovery import RecoveryUnreadable, StateFull
 from flows.example_reader import ExampleReader, Place
 from flows.kafka_client import client_config
 from flows.records import BEGIN_MS, END_MS, example_schema
 from flows.run_folder import RunFolder
 from flows.runner import Placement
-from flows.settings import Settings, Topic
+from flows.settings import Settings, SettingsError, Topic
 from tests.processes import tethered
 from tests.test_das import (
     NUM_STAGES,
@@ -242,6 +249,9 @@ def test_backfill_of_a_live_log_leaves_open_windows_out(
     for stage in range(2):
         log.write(stage)
     result = filled(kafka_settings, ParquetTarget(tmp_path / "early"))
+    since_ms = START_MS + 60_000  # no impression from here on has all its windows closed
+    request = replace(EVERYTHING, from_ms=since_ms)
+    since = filled(kafka_settings, ParquetTarget(tmp_path / "since"), request)
     for stage in range(2, NUM_STAGES):  # what comes later is not in it
         log.write(stage)
     settings = elsewhere(kafka_settings)
@@ -256,6 +266,8 @@ def test_backfill_of_a_live_log_leaves_open_windows_out(
     repeats = len(shown) - len({e["impression_id"] for _, e in log.impressions[: len(shown)]})
     assert len(shown) - closed - repeats <= result.left_open <= len(shown) - closed
     assert result.held_by
+    num_since = sum(since_ms <= ts_ms for ts_ms in shown)
+    assert num_since - repeats <= since.left_open <= num_since < result.left_open
 
 
 @pytest.mark.kafka
@@ -336,15 +348,23 @@ def test_backfill_refuses_what_is_deleted(written: Written, tmp_path: Path) -> N
         filled(settings, ParquetTarget(tmp_path / "early"), early)
     given = replace(EVERYTHING, starts={(topic, 0): 20})
     assert filled(settings, ParquetTarget(tmp_path / "given"), given).examples > 0
+    for future in admin.delete_records([TopicPartition(topic, 0, OFFSET_END)]).values():
+        high = future.result().low_watermark
+    for emptied in (EVERYTHING, replace(EVERYTHING, from_ms=START_MS, leave_out_quiet=True)):
+        with pytest.raises(
+            BackfillRefused,
+            match=rf"'{topic}' partition 0: all offsets below {high} are deleted; "
+            rf"--start {topic}:0:{high} says",
+        ):
+            filled(settings, ParquetTarget(tmp_path / "emptied"), emptied)
+    given = replace(given, starts={(topic, 0): high}, leave_out_quiet=True)
+    found = filled(settings, ParquetTarget(tmp_path / "answered"), given)
+    assert (found.examples, found.through_ms) == (len(rows_of(written.examples)), END_MS)
 
 
-@pytest.mark.kafka
-def test_backfill_goes_on_with_the_same_request_only(written: Written, tmp_path: Path) -> None:
-    target = ParquetTarget(tmp_path / "examples")
-    begun = RunFolder(target.folder)
-    broken = written.settings.model_copy(
-        update={"das": written.settings.das.model_copy(update={"max_batch": 1})}
-    )
+def begun(settings: Settings, target: Target) -> None:
+    """A first attempt that ends soon."""
+    das = settings.das.model_copy(update={"max_batch": 1})
 
     class Interrupted(Exception):
         pass
@@ -353,13 +373,116 @@ def test_backfill_goes_on_with_the_same_request_only(written: Written, tmp_path:
         if done > 50:
             raise Interrupted
 
+    broken = settings.model_copy(update={"das": das})
     with pytest.raises(Exception):  # noqa: B017, PT011
         backfill(broken, EVERYTHING, target, replace(UNSEEN, on_offsets=interrupt))
-    assert (begun.root / "plan.json").exists()
+    assert (target.folder / "plan.json").exists()
+
+
+@pytest.mark.kafka
+def test_backfill_goes_on_with_the_same_request_only(written: Written, tmp_path: Path) -> None:
+    target, settings = ParquetTarget(tmp_path / "examples"), written.settings
+    begun(settings, target)
     with pytest.raises(BackfillRefused, match=r"unfinished backfill of another range[^$]*to_ms"):
-        filled(written.settings, target, replace(EVERYTHING, to_ms=START_MS))
-    filled(written.settings, target)
-    assert same(read_parquet(tmp_path / "examples", broken), rows_of(written.examples))
+        filled(settings, target, replace(EVERYTHING, to_ms=START_MS))
+    raw = settings.model_dump()
+    raw["topics"]["labels"]["lateness_s"] = 4.0
+    with pytest.raises(
+        BackfillRefused, match=r"with another configuration[^$]*labels\.lateness_s: 5\.0 then, 4\.0"
+    ):
+        filled(Settings.model_validate(raw), target)
+    filled(settings, target)
+    assert same(read_parquet(tmp_path / "examples", settings), rows_of(written.examples))
+
+
+@pytest.mark.kafka
+def test_backfill_of_a_lost_state_says_how_to_begin_again(written: Written, tmp_path: Path) -> None:
+    target, settings = ParquetTarget(tmp_path / "examples"), written.settings
+    begun(settings, target)
+    (target.folder / "state" / "recovery" / "part-1.sqlite3").unlink()
+    with pytest.raises(RecoveryUnreadable, match=rf"incomplete: .*; remove {target.folder} to"):
+        filled(settings, target)
+    shutil.rmtree(target.folder)
+    assert filled(settings, target).examples == len(rows_of(written.examples))
+
+
+def test_full_disk_loses_nothing(tmp_path: Path) -> None:
+    target = ParquetTarget(tmp_path / "examples")
+    full = "No space left on device"
+    with pytest.raises(StateFull, match=f"{full}; make room and start"), own_state(target):
+        raise OSError(errno.ENOSPC, full)
+    with pytest.raises(OSError, match="another"), own_state(target):
+        raise OSError(errno.EIO, "another")
+
+
+@pytest.mark.kafka
+def test_backfill_with_task_policies_is_what_the_join_wrote(
+    kafka_settings: Settings, tmp_path: Path
+) -> None:
+    raw = kafka_settings.model_dump()
+    click, conversion = raw["tasks"]
+    click |= {"early": True, "late_labels": "correct"}
+    conversion |= {"given": "click", "early": True, "late_labels": "correct"}
+    raw["das"]["correction_horizon_s"] = 20.0
+    settings = Settings.model_validate(raw)
+    log = Log(settings)
+    for stage in range(NUM_STAGES):
+        log.write(stage)
+    live = elsewhere(settings)
+    run(live, RunFolder(tmp_path / "run"), Placement())
+    wanted = rows_of(examples(live))
+    assert wanted["correction"].max() == 1
+    assert wanted.filter(pl.col("closed_ts_ms") - pl.col("ts_ms") < 10_000).height > 100  # early
+    filled(settings, ParquetTarget(tmp_path / "all"))
+    assert same(read_parquet(tmp_path / "all", settings), wanted)
+    low_ms, high_ms = START_MS + 50_123, START_MS + 100_456
+    request = replace(EVERYTHING, from_ms=low_ms, to_ms=high_ms)
+    filled(settings, ParquetTarget(tmp_path / "part"), request)
+    part = read_parquet(tmp_path / "part", settings)
+    assert same(part, in_range(wanted, low_ms, high_ms))
+
+
+@pytest.mark.kafka
+def test_predictions_of_other_shards_are_not_left_out_unseen(
+    written: Written, tmp_path: Path
+) -> None:
+    raw = written.settings.model_dump()
+    raw["das"]["shards"] = 3
+    with pytest.raises(
+        BackfillRefused, match=r"fm_predictions-.* holds rows of shard \d, which das"
+    ):
+        filled(Settings.model_validate(raw), ParquetTarget(tmp_path / "examples"))
+
+
+def test_another_configuration_must_fit_the_predictions(tiny_settings: Settings) -> None:
+    raw = tiny_settings.model_dump()
+    raw["tasks"][1]["window_s"] = 90.0
+    longer = Settings.model_validate(raw)
+    assert other(longer, tiny_settings) is longer
+    raw["das"]["shards"] = 3
+    with pytest.raises(SettingsError, match=r"das\.shards = 3 must be 2 as in the run"):
+        other(Settings.model_validate(raw), tiny_settings)
+    raw = tiny_settings.model_dump()
+    raw["tasks"] = [*raw["tasks"], {"name": "buy", "window_s": 90.0}]
+    with pytest.raises(SettingsError, match=r"'buy' must be one of the run's, click, conversion"):
+        other(Settings.model_validate(raw), tiny_settings)
+
+
+def test_partition_that_is_not_built_yet_is_not_taken_for_read(tiny_settings: Settings) -> None:
+    span = Span(start=0, end=1)
+    made = Plan(
+        from_ms=BEGIN_MS,
+        to_ms=END_MS,
+        spans={kind: [span, span] for kind in INPUTS},
+        leave_out_quiet=True,
+    )
+    course = Course(on_progress=lambda _: None, leave_out_quiet=True)
+    bounded_sources(tiny_settings, made, BackfillAhead(tiny_settings, course), course)
+    names = {f"{kind}/{p}" for kind in INPUTS for p in range(2)}
+    for name in names - {"labels/1"}:
+        course.ended(name, START_MS)
+    assert course.unread == {"labels/1": BEGIN_MS}
+    assert course.followed_ms == BEGIN_MS
 
 
 def test_a_request_says_what_is_wrong_with_it() -> None:
