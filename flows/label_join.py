@@ -16,12 +16,12 @@ from flows.places import PLACE
 from flows.records import ADDRESS, LABELS
 from flows.row_choice import rows_among
 from flows.segments import SegmentFolder, SegmentStore, StoreState, times
-from monitoring.metrics import DAS_OUTSIDE, DAS_REPEATS, DAS_UNMATCHED
+from monitoring.metrics import DAS_REPEATS, DAS_UNMATCHED
 
 ARRIVING = pa.schema([*LABELS, *ADDRESS])
 LABEL_ROWS = pa.schema([*ARRIVING, pa.field("known_ms", pa.int64())])
 STRAGGLERS = pa.schema([LABELS.field(n) for n in ("impression_id", "task", "ts_ms")])
-SEEN = pa.schema([pa.field("ts_ms", pa.int64()), *ADDRESS])
+PLACED = pa.schema([pa.field("ts_ms", pa.int64()), *ADDRESS])
 
 
 class LabelJoin:
@@ -30,7 +30,7 @@ class LabelJoin:
     def __init__(self, folder: SegmentFolder, rules: LabelRules) -> None:
         self._rules = rules
         self._labels = SegmentStore(folder, "labels", LABEL_ROWS)
-        self._seen = SegmentStore(folder, "seen", SEEN)  # labels that found their impression
+        self._placed = SegmentStore(folder, "placed", PLACED)
         self._stragglers = SegmentStore(folder, "stragglers", STRAGGLERS)  # ts_ms: known_ms
 
     def add(self, labels: pa.Table, done_ms: int) -> None:
@@ -77,50 +77,47 @@ class LabelJoin:
         labels = pl.DataFrame(pl.from_arrow(self._labels.between(low_ms, high_ms)))
         rank = pl.Series("rank", self._rules.ranks_T[labels["task"].to_numpy()])
         pairs = labels.with_columns(rank).join(due, on=["impression_id", "rank"], how="inner")
-        self.saw(pairs)
-        is_inside = (pl.col("shown_ms") <= pl.col("ts_ms")) & (
+        in_window = (pl.col("shown_ms") <= pl.col("ts_ms")) & (
             pl.col("ts_ms") < pl.col("closed_ms")
         )
-        inside = pairs.filter(is_inside)
+        inside = pairs.filter(in_window)
+        self.placed(inside)
         order = ["row", "task", "ts_ms", "value"]
         first = inside.sort(order).unique(["row", "task"], keep="first", maintain_order=True)
-        self.count_outside(pairs.filter(~is_inside), "drop")
         DAS_REPEATS.labels("labels").inc(inside.height - first.height)
         return first.select("row", "task", label="value")
 
-    def saw(self, labels: pl.DataFrame) -> None:
-        """Remember that labels found their impression."""
-        self._seen.append(labels.select("ts_ms", *PLACE).unique().to_arrow())
-
-    def count_outside(self, labels: pl.DataFrame, policy: str) -> None:
-        """Count labels outside their window by task."""
-        for task, num in labels["task"].value_counts().iter_rows():
-            DAS_OUTSIDE.labels(self._rules.names[task], policy).inc(num)
+    def placed(self, labels: pl.DataFrame) -> None:
+        """Remember that labels are in a window of an impression, or may correct."""
+        self._placed.append(labels.select("ts_ms", *PLACE).unique().to_arrow())
 
     def forget(self, before_ms: int) -> None:
-        """Forget labels before `before_ms`; those that found no impression are counted."""
+        """Forget labels before `before_ms`; those that were never `placed` are counted.
+
+        Only then is that a property of the log: how many windows close in one step is not.
+        """
         floor_ms = self._labels.floor_ms
         old = self._labels.between(floor_ms, before_ms)
         if old.num_rows:
-            seen = pl.DataFrame(pl.from_arrow(self._seen.between(floor_ms, before_ms)))
+            placed = pl.DataFrame(pl.from_arrow(self._placed.between(floor_ms, before_ms)))
             places = pl.DataFrame(pl.from_arrow(old.select(PLACE)))
-            unmatched = places.join(seen, on=PLACE, how="anti").height
+            unmatched = places.join(placed, on=PLACE, how="anti").height
             DAS_UNMATCHED.labels("labels").inc(unmatched)
-        for store in (self._labels, self._seen, self._stragglers):
+        for store in (self._labels, self._placed, self._stragglers):
             store.forget(before_ms)
 
     def save(self) -> dict[str, StoreState]:
         """State in plain data."""
         return {
             "labels": self._labels.save(),
-            "seen": self._seen.save(),
+            "placed": self._placed.save(),
             "stragglers": self._stragglers.save(),
         }
 
     def restore(self, state: dict[str, StoreState]) -> None:
         """Go on from what `save` returned."""
         self._labels.restore(state["labels"])
-        self._seen.restore(state["seen"])
+        self._placed.restore(state["placed"])
         self._stragglers.restore(state["stragglers"])
 
     @property
@@ -131,4 +128,4 @@ class LabelJoin:
     @property
     def num_bytes(self) -> int:
         """Size of the files."""
-        return sum(s.num_bytes for s in (self._labels, self._seen, self._stragglers))
+        return sum(s.num_bytes for s in (self._labels, self._placed, self._stragglers))

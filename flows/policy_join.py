@@ -16,11 +16,17 @@ import pyarrow as pa
 from flows.label_join import LabelJoin
 from flows.label_rules import LabelRules
 from flows.leaving import Leaving, Masks, single, together, whole
-from flows.outcomes import COLUMNS, GROUP, decisions, extra_rows, judged, sequences, with_rules
+from flows.outcomes import COLUMNS, GROUP, decisions, extra_rows, judged, sequences
 from flows.places import PLACE
 from flows.records import ADDRESS, END_MS
 from flows.segments import SegmentFolder, SegmentStore, StoreState
-from monitoring.metrics import DAS_CORRECTIONS, DAS_EARLY, DAS_KNOWN_NEGATIVES, DAS_REPEATS
+from monitoring.metrics import (
+    DAS_CORRECTING,
+    DAS_CORRECTIONS,
+    DAS_EARLY,
+    DAS_KNOWN_NEGATIVES,
+    DAS_REPEATS,
+)
 
 BORN = pa.schema([pa.field("ts_ms", pa.int64()), pa.field("impression_id", pa.string()), *ADDRESS])
 ROW = ["at", "impression_id", "shown_ms", "closed_ms", "rank"]
@@ -80,7 +86,7 @@ class PolicyJoin:
         events = sequences(pairs.filter(follows).select(COLUMNS), self._rules)
         decided = decisions(events)
         own = judged(events, decided)
-        self._count(labels, own, pairs.filter(~follows), low_ms, high_ms)
+        self._count(labels, own, low_ms, high_ms)
         at = pl.col("closed_ms")
         extras = extra_rows(own, decided).filter((at >= low_ms) & (at < high_ms))
         windows = self._windows(due, decided.join(labelled, on="item"))
@@ -154,30 +160,20 @@ class PolicyJoin:
             num = int(masks_NT[rank == self._rules.ranks_T[condition], task].sum())
             DAS_KNOWN_NEGATIVES.labels(self._rules.names[task]).inc(num)
 
-    def _count(
-        self,
-        labels: pl.DataFrame,
-        own: pl.DataFrame,
-        before: pl.DataFrame,
-        low_ms: int,
-        high_ms: int,
-    ) -> None:
-        """Count labels once: when their window closes, or when they come late enough to correct."""
+    def _count(self, labels: pl.DataFrame, own: pl.DataFrame, low_ms: int, high_ms: int) -> None:
+        """Count labels once: when their window closes, or when they come in time to correct."""
 
         def now(name: str) -> pl.Expr:
             return (pl.col(name) >= low_ms) & (pl.col(name) < high_ms)
 
         closes = now("closed_ms") & (pl.col("born_ms") <= pl.col("closed_ms"))
-        before = with_rules(before, self._rules).filter(closes)
         corrects = pl.col("late") & pl.col("corrects")
         counts = ~pl.col("late") & ((pl.col("met") == 1) | pl.col("early_ms").is_not_null())
         inside = own.filter(counts & closes)
         DAS_REPEATS.labels("labels").inc(inside.height - inside.select(GROUP).n_unique())
-        dropped = own.filter(closes & ~counts & ~corrects)
         in_time = pl.col("known_ms") < pl.col("end_ms") + pl.col("horizon_ms")
         correcting = own.filter(corrects & in_time & now("known_ms"))
-        outside = pl.concat([before.select("task"), dropped.select("task")])
-        self._labels.count_outside(outside, "drop")
-        self._labels.count_outside(correcting, "correct")
-        found = pl.concat([f.select("label_at") for f in (before, inside, dropped, correcting)])
-        self._labels.saw(labels.join(found, on="label_at", how="semi"))
+        for task, num in correcting["task"].value_counts().iter_rows():
+            DAS_CORRECTING.labels(self._rules.names[task]).inc(num)
+        placed = pl.concat([inside.select("label_at"), correcting.select("label_at")])
+        self._labels.placed(labels.join(placed, on="label_at", how="semi"))

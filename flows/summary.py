@@ -68,7 +68,7 @@ def stream(das: Sample) -> Figures:
         "dead_letters": by_labels(das, "exfm_dead_letters_total", "topic", "reason"),
         "repeats": das.by("kind", "exfm_das_repeats_total"),
         "unmatched": das.by("kind", "exfm_das_unmatched_total"),
-        "labels_outside_window": das.total("exfm_das_labels_outside_window_total"),
+        "labels_correcting": das.total("exfm_das_labels_correcting_total"),
         "early": das.by("task", "exfm_das_early_total"),
         "corrections": das.by("task", "exfm_das_corrections_total"),
         "known_negatives": das.by("task", "exfm_das_known_negatives_total"),

@@ -42,11 +42,15 @@ DAS_INPUT_STANDING = Gauge(
 DAS_WATERMARK = Gauge("exfm_das_watermark_seconds", "Event time closed by a shard", ["shard"])
 DAS_CLOSED = Counter("exfm_das_windows_closed_total", "Examples emitted", ["domain"])
 DAS_REPEATS = Counter("exfm_das_repeats_total", "Repeated records dropped", ["kind"])
-DAS_UNMATCHED = Counter("exfm_das_unmatched_total", "Records that matched nothing", ["kind"])
-DAS_OUTSIDE = Counter(
-    "exfm_das_labels_outside_window_total",
-    "Labels outside their window, or of a task whose condition was not met",
-    ["task", "policy"],
+DAS_UNMATCHED = Counter(
+    "exfm_das_unmatched_total",
+    "Labels in no window of an impression, predictions of none",
+    ["kind"],
+)
+DAS_CORRECTING = Counter(
+    "exfm_das_labels_correcting_total",
+    "Labels behind the end of the wait, in time to correct it",
+    ["task"],
 )
 DAS_EARLY = Counter(
     "exfm_das_early_total", "Positives emitted before their window closed", ["task"]

@@ -13,10 +13,10 @@ from flows.settings import Settings
 from flows.shard import Shard
 from flows.watermarks import PatientWatermarks, Watermarks, sources
 from monitoring.metrics import (
+    DAS_CORRECTING,
     DAS_CORRECTIONS,
     DAS_EARLY,
     DAS_KNOWN_NEGATIVES,
-    DAS_OUTSIDE,
     DAS_REPEATS,
     DAS_TOO_LATE,
     DAS_UNMATCHED,
@@ -83,7 +83,7 @@ def label_counts() -> list[float]:
     return [
         count(DAS_UNMATCHED, "labels"),
         count(DAS_REPEATS, "labels"),
-        count(DAS_OUTSIDE, "buy", "correct"),
+        count(DAS_CORRECTING, "buy"),
         count(DAS_TOO_LATE, "labels"),
     ]
 
@@ -104,7 +104,7 @@ def test_early_positive_leaves_with_its_label_and_only_then(tmp_path: Path) -> N
 
 def test_row_without_any_task_is_not_emitted(tmp_path: Path) -> None:
     join = Join(tmp_path, settings({}, {"given": "click"}))
-    before = count(DAS_KNOWN_NEGATIVES, "buy"), count(DAS_OUTSIDE, "buy", "drop")
+    before = count(DAS_KNOWN_NEGATIVES, "buy"), count(DAS_UNMATCHED, "labels")
     join.take("impressions", impression(1, 100), impression(2, 100))
     join.take("labels", label(1, 103, 0, 1), label(1, 150, 1, 1), label(2, 104, 1, 1))
     assert join.until(1e15) == [
@@ -113,7 +113,7 @@ def test_row_without_any_task_is_not_emitted(tmp_path: Path) -> None:
         ("i1", 160, None, 1, 0),
     ]
     assert count(DAS_KNOWN_NEGATIVES, "buy") - before[0] == 1
-    assert count(DAS_OUTSIDE, "buy", "drop") - before[1] == 1
+    assert count(DAS_UNMATCHED, "labels") - before[1] == 1
 
 
 def test_early_conversion_waits_for_its_click(tmp_path: Path) -> None:
@@ -131,10 +131,11 @@ def test_early_conversion_waits_for_its_click(tmp_path: Path) -> None:
 
 def test_late_labels_correct_within_the_horizon(tmp_path: Path) -> None:
     join = Join(tmp_path, settings({"late_labels": "correct"}, {"window_s": 20}))
-    before = count(DAS_CORRECTIONS, "click"), count(DAS_OUTSIDE, "click", "correct")
+    before = count(DAS_CORRECTIONS, "click"), count(DAS_CORRECTING, "click")
+    unmatched = count(DAS_UNMATCHED, "labels")
     join.take("impressions", impression(1, 100))
     join.take("labels", label(1, 111, 0, 1), label(1, 115, 0, 1), label(1, 139, 0, 0))
-    join.take("labels", label(1, 140, 0, 1))
+    join.take("labels", label(1, 140, 0, 1))  # beyond the horizon
     assert join.until(1e15) == [
         ("i1", 110, 0, None, 0),
         ("i1", 111, 1, None, 1),
@@ -142,7 +143,8 @@ def test_late_labels_correct_within_the_horizon(tmp_path: Path) -> None:
         ("i1", 139, 0, None, 2),
     ]
     assert count(DAS_CORRECTIONS, "click") - before[0] == 2
-    assert count(DAS_OUTSIDE, "click", "correct") - before[1] == 3
+    assert count(DAS_CORRECTING, "click") - before[1] == 3
+    assert count(DAS_UNMATCHED, "labels") - unmatched == 1
 
 
 def test_repeated_labels_correct_an_early_positive(tmp_path: Path) -> None:
@@ -194,3 +196,28 @@ def test_stragglers_lead_to_no_second_example_and_are_counted(tmp_path: Path) ->
     # Nine labels: four became examples; of impression 9, and behind a window; repeated; a
     # correction; and what came when all was over.
     assert [now - then for now, then in zip(label_counts(), before, strict=True)] == [2, 1, 1, 1]
+
+
+POLICIES = [
+    ({}, {}),
+    ({"late_labels": "correct"}, {}),
+    ({"early": True}, {"given": "click", "early": True, "late_labels": "correct"}),
+]
+
+
+@pytest.mark.parametrize(("click", "buy"), POLICIES)
+def test_counts_of_labels_do_not_depend_on_the_steps(tmp_path: Path, click: Row, buy: Row) -> None:
+    counts = []
+    for step_s in (1, 7, 500):
+        join = Join(tmp_path / str(step_s), settings(click, buy))
+        before = label_counts()
+        join.take("impressions", impression(1, 100), impression(2, 130))
+        clicks = [label(1, ts_s, 0, 1) for ts_s in (96, 101, 105, 113, 139, 150)]
+        buys = [label(2, ts_s, 1, 1) for ts_s in (129, 131, 150, 195, 225)]
+        join.take("labels", *clicks, *buys, label(9, 120, 0, 1))
+        for ts_s in range(90, 500, step_s):
+            join.until(ts_s)
+        join.until(500)
+        counts.append([now - then for now, then in zip(label_counts(), before, strict=True)])
+    assert counts[0] == counts[1] == counts[2]
+    assert sum(counts[0][:3]) > 0
