@@ -11,12 +11,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.das import bench, ours
+from benchmarks.das import bench, kafka, ours
 from benchmarks.das import files as files_part
 from benchmarks.das.engine import EngineFailed, Outcome, run, run_engine
 from benchmarks.das.events import EventFiles, event_files, settings
 from benchmarks.das.figures import Figure, at_least, at_most, unmeasured
 from benchmarks.das.job import WINDOW_S, counts, tree_cpu_s
+from benchmarks.das.kafka import Rate
 from benchmarks.das.picture import picture
 from flows.read_ahead import ReadAhead
 
@@ -138,6 +139,27 @@ def test_files_part_shows_who_failed_and_who_differs(files: EventFiles) -> None:
     agreed = found["files: engines with the same examples, positives, predictions"]
     assert agreed.met is False
     assert "Flink SQL" in agreed.note
+
+
+def test_the_cost_of_recovery_takes_snapshots_to_tell() -> None:
+    def rate(events_s: float, snapshots: float) -> Rate:
+        return Rate(
+            events_s=events_s,
+            events_cpu_s=events_s,
+            busiest_cpu_s=1.0,
+            pending=1.0,
+            snapshots=snapshots,
+            snapshots_s=0.5,
+            num_events=1.0,
+            whole_events_s=1.0,
+            started_events_s=1.0,
+        )
+
+    unsaved, rarely = rate(100.0, 0), rate(99.0, 1)
+    assert kafka.lost(rate(95.0, 7), unsaved, rarely).value == pytest.approx(5)
+    few = kafka.lost(rate(95.0, 2.75), unsaved, rarely)
+    assert few.value is None
+    assert few.met is False
 
 
 def test_figures_table_summary_and_picture() -> None:

@@ -20,7 +20,7 @@ from benchmarks.das.ours import run_ours
 from benchmarks.das.part import say
 
 ROUNDS = 2
-WINDOW_ROWS = (100_000, 20_000)
+WINDOW_ROWS = (100_000, 50_000)
 """Impressions that stock Bytewax gets, and if it does not finish; its rate falls with their number,
 so fewer favour it."""
 LEAST_OVER = {"Flink SQL": 6.0, "Pathway": 6.0, "Bytewax join_window": 50.0}
