@@ -12,16 +12,43 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from flows.das_state import is_made, recovery_folder
+from flows.routing import insist_on_shards
 from flows.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
 
 RUNNER = "bytewax.run"
-VARIABLE = "BYTEWAX_RECOVERY_DIRECTORY"
-"""What Bytewax takes where there is no `-r`."""
+OPTIONS = (
+    ("-r", "--recovery-directory", "BYTEWAX_RECOVERY_DIRECTORY"),
+    ("-w", "--workers-per-process", "BYTEWAX_WORKERS_PER_PROCESS"),
+    ("-a", "--addresses", "BYTEWAX_ADDRESSES"),
+)
+"""Of the runner: what matters here, with the variable of the environment for each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    """What `bytewax.run` was told."""
+
+    recovery: str | None
+    """Recovery directory."""
+    workers: int
+    """Worker threads of all processes."""
+
+    @staticmethod
+    def by(arguments: Sequence[str], environ: Mapping[str, str]) -> Started:
+        """Read the arguments, and the environment that stands for those not given."""
+        parser = argparse.ArgumentParser(add_help=False)
+        for short, name, variable in OPTIONS:
+            parser.add_argument(short, name, default=environ.get(variable))
+        given = parser.parse_known_args(list(arguments))[0]
+        processes = len((given.addresses or "alone").split(";"))
+        workers = int(given.workers_per_process or 1) * processes
+        return Started(recovery=given.recovery_directory, workers=workers)
 
 
 def is_bytewax_run() -> bool:
@@ -30,23 +57,17 @@ def is_bytewax_run() -> bool:
     return spec is not None and spec.name == RUNNER
 
 
-def insist_on_recovery(
-    state: Path, settings: Settings, arguments: Sequence[str], environ: Mapping[str, str]
-) -> None:
+def insist_on_recovery(state: Path, settings: Settings, given: str | None) -> None:
     """Check that a start goes on from the state that is there, if there is one.
 
     Args:
         state: folder of the join's state.
         settings: of the run.
-        arguments: of `bytewax.run`.
-        environ: of the process.
+        given: recovery directory of this start.
 
     Raises:
         SettingsError: it would not; the message has the command that does.
     """
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("-r", "--recovery-directory", default=environ.get(VARIABLE))
-    given = parser.parse_known_args(list(arguments))[0].recovery_directory
     recovery = recovery_folder(state)
     if given is not None and Path(given).resolve() == recovery.resolve():
         return
@@ -61,6 +82,12 @@ def insist_on_recovery(
 
 
 def check_start(state: Path, settings: Settings) -> None:
-    """As `insist_on_recovery`, for this process, if `bytewax.run` started it."""
+    """Check what `bytewax.run` was told, if it started this process.
+
+    Raises:
+        SettingsError: a worker would have no shard, or the start would not go on.
+    """
     if is_bytewax_run():
-        insist_on_recovery(state, settings, sys.argv[1:], os.environ)
+        started = Started.by(sys.argv[1:], os.environ)
+        insist_on_shards(settings.das.shards, started.workers)
+        insist_on_recovery(state, settings, started.recovery)

@@ -32,7 +32,7 @@ from flows.kafka_client import producer_config
 from flows.producer import BatchProducer
 from flows.read_ahead import ReadAhead
 from flows.records import END_MS, floor_ms
-from flows.routing import shard_key, shard_of_key
+from flows.routing import insist_on_shards, shard_key, shard_of_key
 from flows.run_folder import RunFolder
 from flows.runner import Placement, create_recovery_store, run_flow
 from flows.settings import Settings, load
@@ -164,7 +164,13 @@ def kafka_flow(settings: Settings, state: Path) -> Dataflow:
 
 
 def run(settings: Settings, folder: RunFolder, placement: Placement) -> None:
-    """Run until the log has ended or a stop is requested."""
+    """Run until the log has ended or a stop is requested.
+
+    Raises:
+        SettingsError: a worker would have no shard, or the state is of another configuration.
+        BrokerUnreachable: no broker answers.
+    """
+    insist_on_shards(settings.das.shards, placement.total_workers)
     state = folder.state / "das"
     recovery = recovery_folder(state)
     flow = kafka_flow(settings, state)

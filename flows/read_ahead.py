@@ -3,6 +3,7 @@
 A source pauses while its watermark is further ahead of what the shards of this process have closed
 than the longest window and a little more. The input that holds the others back is never ahead, so
 it never pauses, and nobody waits for ever. It decides when rows are read, not what they mean.
+A process without a shard would never pause: none is started (`flows.routing.insist_on_shards`).
 """
 
 from __future__ import annotations

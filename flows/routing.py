@@ -14,6 +14,8 @@ from __future__ import annotations
 from functools import cache
 from itertools import count
 
+from flows.settings import SettingsError
+
 EVEN = 24
 """Workers that get equally many: 1, 2, 3, 4, 6, 8, 12 and 24."""
 START = b"somepseudorandomlygeneratedbytes"
@@ -26,6 +28,31 @@ def shard_key(shard: int) -> str:
     """Key of a shard, the same for ever."""
     keys = (f"{shard}.{n}" for n in count())
     return next(key for key in keys if siphash(key) % EVEN == shard % EVEN)
+
+
+def insist_on_shards(shards: int, workers: int) -> None:
+    """Check that each worker of the join has a shard.
+
+    What a process reads ahead is bounded by what its shards have closed (flows/read_ahead.py): one
+    without a shard would read its partitions to the end, for others to keep.
+
+    Raises:
+        SettingsError: one has none; the message has numbers that would do.
+    """
+    if all_busy(shards, workers):
+        return
+    fewer = next(n for n in range(min(workers, shards + 1) - 1, 0, -1) if all_busy(shards, n))
+    more = next((n for n in range(workers + 1, shards + 1) if all_busy(shards, n)), None)
+    numbers = f"{fewer}" if more is None else f"{fewer} or {more}"
+    raise SettingsError(
+        f"das.shards = {shards} leave some of {workers} workers (threads of all processes) of the "
+        f"join without a shard: start {numbers}"
+    )
+
+
+def all_busy(shards: int, workers: int) -> bool:
+    """Whether each of so many workers has a shard."""
+    return len({siphash(shard_key(shard)) % workers for shard in range(shards)}) == workers
 
 
 def shard_of_key(key: str) -> int:

@@ -55,6 +55,11 @@ class Placement:
                 f"got {self.process_id}"
             )
 
+    @property
+    def total_workers(self) -> int:
+        """Worker threads of all processes, of which each has as many as this one."""
+        return self.workers * max(1, len(self.addresses))
+
 
 def stop_requested() -> bool:
     """Whether a signal asked the flow that runs in this process to stop; sources then end."""

@@ -9,7 +9,7 @@ import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink, TestingSource
 
-from flows.bytewax_run import VARIABLE, insist_on_recovery
+from flows.bytewax_run import Started, insist_on_recovery
 from flows.das_recovery import RecoveryUnreadable, StateFull, speaking
 from flows.das_state import claim, recovery_folder, shards_folder
 from flows.runner import Placement, create_recovery_store, run_flow
@@ -43,16 +43,30 @@ def test_store_that_bytewax_made_is_taken(tiny_settings: Settings, tmp_path: Pat
 
 def test_bytewax_must_go_on_from_the_state(tiny_settings: Settings, tmp_path: Path) -> None:
     recovery = recovery_folder(tmp_path)
-    insist_on_recovery(tmp_path, tiny_settings, ["flows.das:flow"], {})
+    insist_on_recovery(tmp_path, tiny_settings, None)
     claim(tmp_path, tiny_settings)
     right = rf"goes on only from there: python -m .*:flow -r {recovery} -s 1 -b 0$"
     with pytest.raises(SettingsError, match=f"^no recovery directory given, .*{right}"):
-        insist_on_recovery(tmp_path, tiny_settings, ["flows.das:flow"], {})
+        insist_on_recovery(tmp_path, tiny_settings, None)
     with pytest.raises(SettingsError, match=f"^recovery directory elsewhere given, .*{right}"):
-        insist_on_recovery(tmp_path, tiny_settings, ["-relsewhere", "flows.das:flow"], {})
-    arguments = ["flows.das:flow", "-s", "1", "-r", str(recovery), "-b", "0", "-w", "2"]
-    insist_on_recovery(tmp_path, tiny_settings, arguments, {})
-    insist_on_recovery(tmp_path, tiny_settings, ["flows.das:flow"], {VARIABLE: str(recovery)})
+        insist_on_recovery(tmp_path, tiny_settings, "elsewhere")
+    insist_on_recovery(tmp_path, tiny_settings, str(recovery))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "recovery", "workers"),
+    [
+        ("flows.das:flow", {}, None, 1),
+        ("flows.das:flow -s 1 -r here -b 0 -w 2", {"BYTEWAX_RECOVERY_DIRECTORY": "no"}, "here", 2),
+        ("-rhere flows.das:flow -i 0 -a a:1;b:1;c:1 -w 2", {}, "here", 6),
+        ("flows.das:flow", {"BYTEWAX_RECOVERY_DIRECTORY": "there"}, "there", 1),
+    ],
+)
+def test_arguments_of_bytewax_are_understood(
+    arguments: str, environ: dict[str, str], recovery: str | None, workers: int
+) -> None:
+    found = Started.by(arguments.split(), environ)
+    assert found == Started(recovery=recovery, workers=workers)
 
 
 @pytest.mark.parametrize(("text", "why"), [(None, "is gone"), ("{", "is damaged")])

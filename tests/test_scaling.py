@@ -59,8 +59,11 @@ def run_group(settings: Settings, folder: Path, num: int, *, to_end: bool = Fals
 @pytest.mark.kafka
 @pytest.mark.timeout(400)
 def test_number_of_processes_may_change(kafka_settings: Settings, tmp_path: Path) -> None:
-    settings, plain = elsewhere(kafka_settings), elsewhere(kafka_settings)
-    log = Log(kafka_settings)
+    raw = kafka_settings.model_dump()
+    raw["das"]["shards"] = 3
+    inputs = Settings.model_validate(raw)
+    settings, plain = elsewhere(inputs), elsewhere(inputs)
+    log = Log(inputs)
     for stage, num in enumerate((1, 2)):
         log.write(stage)
         run_group(settings, tmp_path / "run", num)
