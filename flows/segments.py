@@ -24,7 +24,7 @@ from flows.records import BEGIN_MS
 MAX_FRESH_BYTES = 32 << 20
 """Of rows in memory; more are written to a file before the next snapshot."""
 MAX_MERGED_BYTES = 64 << 20
-"""Files of this size and more are not merged any further."""
+"""What is merged is smaller in sum: it is in memory until it is written."""
 MERGED = 8
 """Segments of one size that become one of the next size."""
 KEPT_SNAPSHOTS = 2
@@ -74,6 +74,11 @@ class Segment:
     def level(self) -> int:
         """How many digits its number of rows has to the base MERGED."""
         return (int(self.table.num_rows).bit_length() + 2) // 3
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the file, or in memory."""
+        return self.file["size"] if self.file else int(self.table.nbytes)
 
     def rows(self, low_ms: int, high_ms: int) -> tuple[int, int]:
         """Where its rows with low_ms <= ts_ms < high_ms begin and end, if sorted by time."""
@@ -308,10 +313,8 @@ class SegmentStore:
         """Move the rows in memory to a file, with those of small files before them."""
         for segment in self._merged(self._fresh):
             joined = [*self._written, segment]
-            small = [s.file is None or s.file["size"] < MAX_MERGED_BYTES for s in joined]
-            while (num := mergeable(joined)) and all(small[-num:]):
+            while num := mergeable(joined):
                 joined[-num:] = self._merged(joined[-num:])
-                small[-num:] = [True]
             self._written = joined[:-1]
             self._written.append(self._folder.write(self._kind, joined[-1].table))
         self._fresh = []
@@ -325,9 +328,10 @@ class SegmentStore:
 
 def mergeable(segments: list[Segment]) -> int:
     """How many of the newest segments should become one: none, or MERGED and more."""
-    num = 0
+    num = num_bytes = 0
     for segment in reversed(segments):
-        if segment.level > segments[-1].level:
+        num_bytes += segment.num_bytes
+        if segment.level > segments[-1].level or num_bytes >= MAX_MERGED_BYTES:
             break
         num += 1
     return num if num >= MERGED else 0

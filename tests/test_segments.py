@@ -131,6 +131,21 @@ def test_many_rows_are_written_before_a_snapshot(
     assert store.count(0, 400) == 400
 
 
+def test_merging_is_bounded_in_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files there are, those merged at a time are small together."""
+    monkeypatch.setattr(segments, "MAX_MERGED_BYTES", 50_000)
+    folder, largest = SegmentFolder(tmp_path), 0
+    store = SegmentStore(folder, "rows", SCHEMA)
+    for number in range(600):
+        store.append(table([number] * 50, number))
+        state = store.save()
+        folder.retire({file["name"] for file in state["files"]})
+        largest = max(largest, *(file["size"] for file in state["files"]))
+    assert 6_000 < largest < 55_000
+    assert len(state["files"]) < 8 * store.num_bytes / 50_000 + 16
+    assert store.count(0, 600) == 30_000
+
+
 def test_half_written_file_is_no_segment(tmp_path: Path) -> None:
     folder = SegmentFolder(tmp_path)
     store = SegmentStore(folder, "rows", SCHEMA)
