@@ -22,6 +22,8 @@ ARRIVING = pa.schema([*LABELS, *ADDRESS])
 LABEL_ROWS = pa.schema([*ARRIVING, pa.field("known_ms", pa.int64())])
 STRAGGLERS = pa.schema([LABELS.field(n) for n in ("impression_id", "task", "ts_ms")])
 PLACED = pa.schema([pa.field("ts_ms", pa.int64()), *ADDRESS])
+FEW = 16
+"""Labels per closing example from which on those of other impressions are taken out beforehand."""
 
 
 class LabelJoin:
@@ -74,7 +76,10 @@ class LabelJoin:
         Returns:
             row, task, label: at most one for each row and task of the row's window.
         """
-        labels = pl.DataFrame(pl.from_arrow(self._labels.between(low_ms, high_ms)))
+        if self._labels.count(low_ms, high_ms) > FEW * due.height:
+            labels = self.rows(low_ms, high_ms, due["impression_id"].to_arrow())
+        else:
+            labels = pl.DataFrame(pl.from_arrow(self._labels.between(low_ms, high_ms)))
         rank = pl.Series("rank", self._rules.ranks_T[labels["task"].to_numpy()])
         pairs = labels.with_columns(rank).join(due, on=["impression_id", "rank"], how="inner")
         in_window = (pl.col("shown_ms") <= pl.col("ts_ms")) & (

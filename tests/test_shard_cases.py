@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from flows import label_join
 from flows.das_recovery import StateFull
 from flows.label_join import ARRIVING
 from flows.records import decode, impression_schema, prediction_schema
@@ -121,6 +122,20 @@ def test_labels_without_a_place_are_counted(tmp_path: Path) -> None:
     rows = pass_time(core, 10_000)
     assert [row["label_click"] for row in rows] == [1, 0]
     assert [now - then for now, then in zip(label_counts(), before, strict=True)] == [2, 1]
+
+
+@pytest.mark.parametrize("few", [0, 1_000_000])
+def test_labels_of_few_examples_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(label_join, "FEW", few)
+    core = one_shard(tmp_path)
+    core.take_rows("impressions", impressions(*(impression(n, 100 + n) for n in range(40))))
+    found = [label(n, 101 + n, 0, n % 2) for n in range(0, 40, 3)]
+    core.take_rows("labels", placed([*found, label(99, 101, 0, 1)], ARRIVING))
+    rows = [row for ts_s in range(100, 300) for row in pass_time(core, ts_s)]
+    clicks = [int(r["impression_id"][1:]) for r in rows if r["label_click"] and r["mask_click"]]
+    assert (len(rows), clicks) == (80, [3, 9, 15, 21, 27, 33, 39])
 
 
 def test_stragglers_get_the_examples_that_are_still_open(tmp_path: Path) -> None:
