@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.schema import Value
 
 Seconds = Annotated[float, Field(gt=0)]
+MAX_TRANSACTIONAL_S = 300.0
+"""A third of Kafka's default `transaction.max.timeout.ms`."""
 
 
 class Das(Value):
@@ -33,6 +35,16 @@ class Das(Value):
     """transactional: readers see examples at each recovery snapshot, those of a lost one never."""
     max_batch: Annotated[int, Field(ge=1, le=100_000)] = 8192
     """Messages read at a time from one partition."""
+
+    @model_validator(mode="after")
+    def _transactions_may_last(self) -> Das:
+        if self.sink == "transactional" and self.recovery_every_s > MAX_TRANSACTIONAL_S:
+            raise ValueError(
+                f"recovery_every_s = {self.recovery_every_s:g} must be at most "
+                f"{MAX_TRANSACTIONAL_S:g} where sink = 'transactional': a transaction may be open "
+                "for three times as long, and brokers allow 15 minutes"
+            )
+        return self
 
     @property
     def bucket_ms(self) -> int:

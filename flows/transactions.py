@@ -27,6 +27,7 @@ FENCED = (
     KafkaError.INVALID_PRODUCER_EPOCH,
     KafkaError.PRODUCER_FENCED,
 )
+WHY_FENCED = "another process writes under it, or the broker ended it after transaction.timeout.ms"
 
 
 class TransactionalProducer(BatchProducer):
@@ -93,7 +94,7 @@ class TransactionalProducer(BatchProducer):
             except KafkaException as failure:
                 error = failure.args[0]
                 if not error.retriable() or time.monotonic() > deadline:
-                    why = "another process writes under it" if error.code() in FENCED else ""
+                    why = WHY_FENCED if error.code() in FENCED else ""
                     raise DeliveryError(
                         f"transaction of {self._name!r}: cannot {what}: {why or error.str()}"
                     ) from failure

@@ -93,3 +93,12 @@ def test_condition_must_not_be_conditional_itself(tiny_settings: Settings) -> No
     raw["tasks"][1]["given"] = "view"
     with pytest.raises(ValidationError, match=r"must not be conditional .* tasks\.click\.given"):
         Settings.model_validate(raw)
+
+
+def test_transactions_must_end_before_the_broker_ends_them(tiny_settings: Settings) -> None:
+    raw = tiny_settings.model_dump()
+    raw["das"] |= {"sink": "transactional", "recovery_every_s": 301}
+    with pytest.raises(ValidationError, match=r"recovery_every_s = 301 must be at most 300 where"):
+        Settings.model_validate(raw)
+    for kept in ({"recovery_every_s": 300}, {"sink": "idempotent"}):
+        Settings.model_validate({**raw, "das": {**raw["das"], **kept}})

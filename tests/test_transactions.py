@@ -89,7 +89,8 @@ def test_successor_ends_and_fences_its_predecessor(config: dict[str, Any], topic
     successor = TransactionalProducer(config, topic, 1.0)
     successor.send(topic, b"new", partition=0)
     successor.flush()
-    with pytest.raises(DeliveryError, match=topic):
+    why = "another process writes under it, or the broker ended it after transaction"
+    with pytest.raises(DeliveryError, match=f"{topic}.*{why}"):
         zombie.flush()
     consumer = PartitionConsumer(config, topic, 0, 0)
     assert read(consumer, 2) == [b"kept", b"new"]
