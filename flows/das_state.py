@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.das_recovery import WAY_OUT, RecoveryUnreadable, saved_shards
+from flows.label_rules import LabelRules
 from flows.records import example_schema, impression_schema, prediction_schema
 from flows.run_folder import write_json
 from flows.settings import Settings, SettingsError
@@ -113,5 +114,5 @@ def made_for(settings: Settings) -> dict[str, Any]:
 
 def horizon_s(settings: Settings) -> float | None:
     """How far corrections look back; None: no task corrects late labels."""
-    corrects = any(t.late_labels == "correct" for t in settings.tasks)
+    corrects = LabelRules.of(settings).table["corrects"].any()
     return settings.das.correction_horizon_s if corrects else None
