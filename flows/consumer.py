@@ -22,7 +22,6 @@ OPTIONS = {
     "enable.auto.offset.store": False,
     "enable.partition.eof": True,
     "auto.offset.reset": "error",
-    "isolation.level": "read_committed",
     "fetch.wait.max.ms": 20,
     "fetch.queue.backoff.ms": 10,
     "queued.max.messages.kbytes": 16 * 1024,
@@ -45,6 +44,8 @@ class PartitionConsumer:
         partition: int,
         offset: int | None,
         end: int | None = None,
+        *,
+        committed: bool = True,
     ) -> None:
         """Check that `offset` is still there, and begin to fetch.
 
@@ -54,6 +55,7 @@ class PartitionConsumer:
             partition: its number.
             offset: of the first message to read; None: the oldest that is retained.
             end: no message from here on is read, None: there is no such end.
+            committed: messages of open transactions are not there.
 
         Raises:
             BrokerUnreachable: no broker answers.
@@ -62,10 +64,12 @@ class PartitionConsumer:
         self._topic = topic
         self._partition = partition
         self._end = end
-        self._consumer = Consumer({**config, **OPTIONS}, logger=logger, error_cb=self._on_error)
+        isolation = "read_committed" if committed else "read_uncommitted"
+        options = {**config, **OPTIONS, "isolation.level": isolation}
+        self._consumer = Consumer(options, logger=logger, error_cb=self._on_error)
         self._address = TopicPartition(topic, partition)
         try:
-            low, self._high = self._bounds(config["bootstrap.servers"])
+            low, self._high = self.bounds = self._bounds(config["bootstrap.servers"])
             self._position = low if offset is None else offset
             if not low <= self._position <= self._high:
                 raise self._lost(low, self._high)

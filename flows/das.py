@@ -27,6 +27,7 @@ from flows.das_recovery import speaking
 from flows.das_sources import EventSource, Item, PredictionSource
 from flows.das_state import claim, recovery_folder, shards_folder
 from flows.dead_letters import DeadLetters
+from flows.emitted import Recall, Search
 from flows.example_rows import Message
 from flows.kafka_client import producer_config
 from flows.producer import BatchProducer
@@ -39,31 +40,44 @@ from flows.settings import Settings, load
 from flows.shard import Shard
 from flows.sink import TopicSink
 from flows.watermarks import PatientWatermarks, Watermarks, sources
+from flows.written_examples import recall
 from monitoring.metrics import DAS_RECOVERY
 
 TICK = timedelta(milliseconds=200)
 """How often a live shard looks at the wall clock."""
+SOON = timedelta(milliseconds=10)
+"""How often one looks for what was written before it started, in turn with other work."""
+MAX_SEARCH_S = 60.0
+"""How long the end of the inputs waits for that."""
 
 
 class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
     """A shard in a Bytewax flow; which one, its first item or its saved state says."""
 
     def __init__(
-        self, settings: Settings, folder: Path, ahead: ReadAhead, state: dict[str, Any] | None
+        self,
+        settings: Settings,
+        folder: Path,
+        ahead: ReadAhead,
+        recall: Recall | None,
+        state: dict[str, Any] | None,
     ) -> None:
-        self._settings, self._folder, self._ahead = settings, folder, ahead
+        self._settings, self._folder, self._ahead, self._recall = settings, folder, ahead, recall
         self._end_ms = floor_ms(END_MS, settings.das.bucket_ms)
         self._core: Shard | None = None
+        self._search: Search | None = None
         if state is not None:
             self._core = self._shard(state["shard"])
             with DAS_RECOVERY.labels(str(self._core.index)).time():
                 self._core.restore(state)
+            self._look_back(self._core)
 
     def on_batch(self, values: list[tuple[Any, ...]]) -> tuple[list[Message], bool]:
         """Take all that has arrived, then close what can be closed."""
         if self._core is None:
             self._core = self._shard(values[0][1])
             self._core.clear()
+            self._look_back(self._core)
         for what, _, *rest in values:
             if what == "rows":
                 self._core.take_rows(*rest)
@@ -76,12 +90,29 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
     def on_notify(self) -> tuple[list[Message], bool]:
         """Close what can be closed by now."""
         assert self._core is not None
+        if not self._has_looked_back(self._core):
+            return [], StatefulBatchLogic.RETAIN
         messages = self._core.advance(time.monotonic())
         self._ahead.closed(self._core.index, self._core.done_ms)
         return messages, StatefulBatchLogic.RETAIN
 
+    def on_eof(self) -> tuple[list[Message], bool]:
+        """Close what only waited for the search; nothing comes behind it."""
+        if self._core is None or self._search is None:
+            return [], StatefulBatchLogic.RETAIN
+        deadline = time.monotonic() + MAX_SEARCH_S
+        while not self._has_looked_back(self._core):
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"shard {self._core.index}: what it wrote to topics.examples was not read "
+                    f"within {MAX_SEARCH_S:.0f} s"
+                )
+        return self.on_notify()
+
     def notify_at(self) -> datetime | None:
         """Live, the wall clock may end a wait."""
+        if self._search is not None:
+            return datetime.now(timezone.utc) + SOON
         if self._settings.as_of or self._core is None or self._core.done_ms >= self._end_ms:
             return None
         return datetime.now(timezone.utc) + TICK
@@ -90,6 +121,18 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
         """Plain data; the rows stand in files."""
         assert self._core is not None
         return self._core.save()
+
+    def _look_back(self, core: Shard) -> None:
+        """Live, what was written behind the snapshot is looked for, and nothing closes before."""
+        if self._recall is not None:
+            self._search = self._recall(core.index, core.total)
+
+    def _has_looked_back(self, core: Shard) -> bool:
+        written = None if self._search is None else self._search()
+        if written is not None:
+            core.recall(written)
+            self._search = None
+        return self._search is None
 
     def _shard(self, index: int) -> Shard:
         topics = self._settings.topics
@@ -108,6 +151,7 @@ def build(
     inputs: Sequence[Source[Item]],
     sink: Sink[Any],
     ahead: ReadAhead,
+    recall: Recall | None = None,
 ) -> Dataflow:
     """The flow.
 
@@ -117,11 +161,12 @@ def build(
         inputs: of impressions, labels and predictions, see flows/das_sources.py.
         sink: takes (str(partition), (key, value, rows)).
         ahead: shared with the inputs.
+        recall: finds what shards have written before; where the log alone decides, None will do.
     """
     partitions = settings.topics.examples.partitions
 
     def logic(saved: dict[str, Any] | None) -> ShardLogic:
-        return ShardLogic(settings, shards_folder(state), ahead, saved)
+        return ShardLogic(settings, shards_folder(state), ahead, recall, saved)
 
     def routed(item: Item) -> Item:
         shard, what = item
@@ -160,7 +205,8 @@ def kafka_flow(settings: Settings, state: Path) -> Dataflow:
     ]
     transactional = settings.das.sink == "transactional"
     sink = TopicSink(settings, settings.topics.examples, transactional=transactional)
-    return build(settings, state, inputs, sink, ahead)
+    before = None if settings.as_of else recall(settings)
+    return build(settings, state, inputs, sink, ahead, before)
 
 
 def run(settings: Settings, folder: RunFolder, placement: Placement) -> None:

@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from flows.admission import Admission
+from flows.emitted import Emitted, Written
 from flows.example_rows import ExampleRows, Message, messages
 from flows.label_join import LabelJoin
 from flows.label_rules import LabelRules
@@ -52,6 +53,7 @@ class Shard:
         self.index, self._watermarks = index, watermarks
         self._windows_ms, self._bucket_ms = settings.windows_ms, das.bucket_ms
         self._longest_ms = self._windows_ms[-1]
+        self._straggling = not settings.as_of  # live, an impression may come behind its bucket
         self._folder = SegmentFolder(folder / str(index))
         self._impressions = SegmentStore(self._folder, "impressions", impression_schema(settings))
         self._admission = Admission(self._folder, das.repeat_horizon_ms)
@@ -59,11 +61,19 @@ class Shard:
         self._labels = LabelJoin(self._folder, self._rules)
         self._policies = PolicyJoin(self._folder, self._rules, self._labels)
         self._predictions = PredictionJoin(self._folder, prediction_schema(settings))
-        self._parts = (self._admission, self._labels, self._policies, self._predictions)
+        self._emitted = Emitted(self._folder, das.repeat_horizon_ms)
+        self._parts = (
+            self._admission,
+            self._labels,
+            self._policies,
+            self._predictions,
+            self._emitted,
+        )
         self._rows = ExampleRows(settings, index)
         self.done_ms = BEGIN_MS
         """Buckets that end here or before are closed."""
-        self._total = 0  # examples ever emitted = number of the next
+        self.total = 0
+        """Examples ever emitted: the number of the next."""
         self._pending = 0
         self._gauges = ShardGauges(index, watermarks)
 
@@ -105,16 +115,18 @@ class Shard:
         limit_ms = floor_ms(self._watermarks.minimum(self.done_ms, now_s), self._bucket_ms)
         if limit_ms <= self.done_ms:
             return []
+        found: list[Message] = []
         with DAS_CLOSE.time():
-            tables = [self._rows.empty()]
             while self.done_ms < limit_ms:
-                tables.append(self._close(self._step(limit_ms)))
-            rows = pa.concat_tables(tables)
+                rows = self._close(self._step(limit_ms))
+                if rows.num_rows or self.done_ms == limit_ms:
+                    through_ms = max(self.done_ms, self._emitted.through_ms)
+                    found += messages(rows, self.index, self.total, through_ms)
         label = str(self.index)
         if limit_ms + self._bucket_ms <= END_MS:  # not where all logs have ended
             DAS_WATERMARK.labels(label).set(self.done_ms / 1000)
         DAS_PENDING.labels(label).set(self._pending)
-        return messages(rows, self.index, self._total, self.done_ms)
+        return found
 
     def save(self) -> dict[str, Any]:
         """State in plain data; rows in memory go to files first."""
@@ -132,7 +144,8 @@ class Shard:
             "shard": self.index,
             "done_ms": self.done_ms,
             "open_ms": open_ms,  # no window of an earlier impression is open
-            "total": self._total,
+            "total": self.total,
+            "emitted_ms": self._emitted.through_ms,
             "pending": self._pending,
             "watermarks": [(*source, ts) for source, ts in self._watermarks.values.items()],
             "next_file": self._folder.number,
@@ -151,14 +164,19 @@ class Shard:
         self._impressions.restore(stores["impressions"])
         for part in self._parts:
             part.restore(stores)
-        self.done_ms, self._total = state["done_ms"], state["total"]
-        self._pending = state["pending"]
+        self.done_ms, self.total = state["done_ms"], state["total"]
+        self._pending, self._emitted.through_ms = state["pending"], state["emitted_ms"]
         for kind, partition, ts_ms in state["watermarks"]:
             self._watermarks.advance((kind, partition), ts_ms)
 
     def clear(self) -> None:
         """Remove files of a start that never reached its first snapshot."""
         self._folder.resume(0, ())
+
+    def recall(self, written: Written) -> None:
+        """Go on behind what an earlier life wrote behind the snapshot; before anything closes."""
+        self.total = max(self.total, written.following)
+        self._emitted.recall(written)
 
     def _take_impressions(self, rows: pa.Table) -> None:
         ts_ms = times(rows)
@@ -204,9 +222,11 @@ class Shard:
         self._predictions.forget(before_ms, over)
         self._labels.forget(before_ms)
         self._policies.forget(before_ms)
-        self._admission.forget(limit_ms, before_ms)
+        self._emitted.forget(before_ms)
+        to_come_ms = limit_ms - (self._straggling and self._longest_ms)
+        self._admission.forget(to_come_ms, before_ms)
         self._impressions.forget(before_ms)
-        self.done_ms, self._total = limit_ms, self._total + examples.num_rows
+        self.done_ms, self.total = limit_ms, self.total + examples.num_rows
         return examples
 
     def _closing(self, window_ms: int, limit_ms: int) -> pa.Table:
@@ -217,10 +237,8 @@ class Shard:
 
     def _woken(self, limit_ms: int) -> pa.Table:
         """Admitted impressions that may have a row in this step though no window of them closes."""
-        low_ms, ids = (
-            self.done_ms - self._rules.keep_ms,
-            self._policies.waking(self.done_ms, limit_ms),
-        )
+        low_ms = self.done_ms - self._rules.keep_ms
+        ids = self._policies.waking(self.done_ms, limit_ms)
         if not len(ids):
             return self._impressions.between(limit_ms, limit_ms)
         rows = rows_among(self._impressions.between(low_ms, limit_ms), "impression_id", ids)
@@ -235,17 +253,17 @@ class Shard:
         if self._rules.plain:
             due = items.drop(PLACE).with_row_index("row")
             found = self._labels.join(due, self.done_ms - self._longest_ms, limit_ms)
-            leaving = plain(due.drop("row"), found, self._rules.ranks_T).in_order()
+            leaving = plain(due.drop("row"), found, self._rules.ranks_T)
         else:
             ids = impressions.column("impression_id")
-            leaving = self._policies.leaving(items, ids, self.done_ms, limit_ms).in_order()
+            leaving = self._policies.leaving(items, ids, self.done_ms, limit_ms)
+        leaving = self._emitted.without(leaving).in_order()
         impressions = impressions.take(leaving.rows["at"].to_numpy())
         spans = [(self.done_ms - w, limit_ms - w) for w in self._windows_ms]
         if woken.num_rows:
-            shown_ms = times(woken)
-            spans.append((int(shown_ms.min()), int(shown_ms.max()) + 1))
+            spans += [(ts_ms, ts_ms + 1) for ts_ms in np.unique(times(woken)).tolist()]
         found, at = self._predictions.join(impressions, spans)
-        return self._rows.build(impressions, leaving, found.take(at), self._total)
+        return self._rows.build(impressions, leaving, found.take(at), self.total)
 
     def _items(self, impressions: pa.Table, closing: list[int]) -> pl.DataFrame:
         """What the join of labels reads: of each window those that close, then those woken."""

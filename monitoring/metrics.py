@@ -65,7 +65,12 @@ DAS_POSITIVES = Counter("exfm_das_positives_total", "Positive labels joined", ["
 DAS_COVERED = Counter("exfm_das_covered_total", "Examples with a teacher prediction", ["domain"])
 DAS_LEFT_OUT = Counter("exfm_das_left_out_total", "Times the wall clock left an input out", ["way"])
 DAS_TOO_LATE = Counter(
-    "exfm_das_closed_bucket_total", "Rows that found their bucket closed", ["kind"]
+    "exfm_das_closed_bucket_total",
+    "Rows (of impressions: windows) that found their bucket closed",
+    ["kind"],
+)
+DAS_MOVED = Counter(
+    "exfm_das_moved_total", "Live: examples of buckets that were complete before a restart"
 )
 DAS_RECOVERY = Gauge(
     "exfm_das_recovery_seconds", "Opening of a saved state at the start", ["shard"]

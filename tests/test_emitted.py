@@ -1,0 +1,197 @@
+"""Live shards that crash: what they wrote stays, is not written again, and nothing else is lost."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from flows.emitted import Written
+from flows.example_reader import ExampleReader, Mask, Place
+from flows.example_rows import Message
+from flows.records import END_MS, decode, example_schema
+from flows.settings import Settings
+from flows.shard import Shard
+from flows.watermarks import PatientWatermarks, sources
+from flows.written_examples import Found
+from tests.test_shard import CASES, Case, Row, World, make_case, shard
+
+Key = tuple[str, str, int]
+"""Id, task, correction."""
+
+
+def written(settings: Settings, log: list[Message], total: int) -> Written:
+    """What a log holds from a number on, found from its end."""
+    decoded = [decode(message) for message, _ in log]
+    starts = [i for i, (_, header) in enumerate(decoded) if header["first"] <= total]
+    found = Found(settings, total)
+    for table, header in decoded[max(starts, default=0) :]:
+        found.add(table, header)
+    return found.written()
+
+
+def keys(rows: list[Row], settings: Settings) -> dict[Key, list[int]]:
+    """Event times of the impressions of each example of a task."""
+    found = defaultdict[Key, list[int]](list)
+    for row in rows:
+        for task in settings.tasks:
+            if row[f"mask_{task.name}"]:
+                found[row["impression_id"], task.name, row["correction"]].append(row["ts_ms"])
+    return found
+
+
+def everything(table: pa.Table) -> Mask:
+    return np.ones(table.num_rows, dtype=np.bool_)
+
+
+class Consumer:
+    """Reads the logs of all shards as a trainer does."""
+
+    def __init__(self, settings: Settings) -> None:
+        num = settings.das.shards
+        schema, bucket_ms = example_schema(settings), settings.das.bucket_ms
+        place = Place.start(num, num)
+        self.reader = ExampleReader(place, bucket_ms, schema, keep=everything)
+        self._read = [0] * num
+        self.rows: list[Row] = []
+
+    def read(self, log: dict[int, list[Message]]) -> None:
+        """Take what is new."""
+        for s, messages in log.items():
+            for at in range(self._read[s], len(messages)):
+                self.reader.put(s, at, *decode(messages[at][0]))  # type: ignore[arg-type]
+            self._read[s] = len(messages)
+            if ready := self.reader.take():
+                self.rows += ready.table.to_pylist()
+
+
+class Lives(World):
+    """Live shards; beside each, a twin that does not know what its earlier lives wrote."""
+
+    def __init__(self, case: Case, folder: Path, rng: random.Random) -> None:
+        self.now_s = 0.0
+        self.forgetful: list[Shard] = []
+        super().__init__(case, folder, rng)
+        self.lineage: dict[int, list[Message]] = {s: [] for s in self.log}
+        self.snapshots: list[Any] = [(dict(self.at), None, None, dict.fromkeys(self.log, 0))]
+        self.flushed = dict.fromkeys(self.log, 0)
+        self.consumer = Consumer(self.config)
+
+    def build(self, states: list[Any] | None) -> list[Shard]:
+        """Shards that look back."""
+        shards = self.restored(states, self.folder / "lives")
+        for s, core in enumerate(shards):
+            core.recall(written(self.config, self.log[s], core.total))
+        return shards
+
+    def restored(self, states: list[Any] | None, folder: Path) -> list[Shard]:
+        """Shards as they were saved, or fresh, that do not look back."""
+        names = sources(len(self.case.impressions), len(self.case.labels))
+        shards = []
+        for s in range(self.config.das.shards):
+            core = Shard(s, self.config, folder, PatientWatermarks(names, 5.0))
+            if states is None:
+                core.clear()
+            else:
+                core.restore(states[s])
+            shards.append(core)
+        return shards
+
+    def run(self, crashes: int) -> None:
+        """Read every input to its end."""
+        self.forgetful = self.restored(None, self.folder / "forgetful")
+        while any(self.at[x] <= len(self.inputs[x]) for x in self.inputs):
+            self.read(self.rng.choice(list(self.inputs)))
+            if self.rng.random() < 0.05:
+                self.snapshot()
+            if crashes and self.rng.random() < 0.2 and self.waits():
+                crashes -= 1
+                self.crash()
+        self.consumer.read(self.log)
+
+    def waits(self) -> bool:
+        """Whether something is written behind the snapshot, and the end of the log is unknown."""
+        return any(len(self.log[s]) > num for s, num in self.flushed.items()) and any(
+            self.at[x] <= len(self.inputs[x]) for x in self.inputs if x[0] != "fm"
+        )
+
+    def snapshot(self) -> None:
+        """Save the state; all messages so far are written."""
+        states = [[core.save() for core in cores] for cores in (self.shards, self.forgetful)]
+        lengths = {s: len(messages) for s, messages in self.lineage.items()}
+        self.snapshots.append((dict(self.at), *states, lengths))
+        self.flushed = {s: len(messages) for s, messages in self.log.items()}
+
+    def crash(self) -> None:
+        """Go back to one of the last snapshots; the newest messages may not have been written."""
+        for s, messages in self.log.items():
+            del messages[self.rng.randint(self.flushed[s], len(messages)) :]
+            self.flushed[s] = len(messages)
+        self.consumer.read(self.log)
+        self.snapshots = [self.rng.choice(self.snapshots[-2:])]
+        at, states, others, lengths = self.snapshots[0]
+        self.at, self.shards = dict(at), self.build(states)
+        self.forgetful = self.restored(others, self.folder / "forgetful")
+        for s, length in lengths.items():
+            del self.lineage[s][length:]
+
+    def read(self, source: tuple[str, int]) -> None:
+        """Give the next rows of a source to all shards; the wall clock may let go of any."""
+        rows, start = self.inputs[source], self.at[source]
+        end = min(start + self.rng.randint(1, 20), len(rows))
+        watermark = END_MS if start >= len(rows) else rows[end - 1][1]
+        self.at[source] = end + (start >= len(rows))
+        self.now_s += self.rng.choice((0, 1, 3))
+        idle = self.rng.choice(list(self.inputs)) if self.rng.random() < 0.3 else None
+        for s in range(len(self.shards)):
+            mine = [r for r, _ in rows[start:end] if shard(r["impression_id"], self.config) == s]
+            table = pa.Table.from_pylist(mine, self.schemas[source[0]])
+            closes = watermark == END_MS or self.rng.random() < 0.7
+            for core, log in ((self.shards[s], self.log), (self.forgetful[s], self.lineage)):
+                core.take_rows("predictions" if source[0] == "fm" else source[0], table)
+                core.take_watermark(source, watermark)
+                if idle is not None and idle[0] != "fm":
+                    core.take_idle(idle)
+                if closes:
+                    log[s] += core.advance(self.now_s)
+
+
+def check(seed: int) -> None:
+    """One random log, read by lives that crash."""
+    case, rng = make_case(seed), random.Random(seed + 1)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flows.shard.MAX_CLOSE_ROWS", rng.choice((1, 30, 65_536)))
+        world = Lives(case, Path(folder), rng)
+        world.run(crashes=rng.choice((1, 2, 5)))
+    reader = world.consumer.reader
+    assert (reader.repeats, reader.passed_over, reader.pending_rows) == (0, 0, 0)
+    assert reader.through_ms == END_MS
+    numbers = defaultdict[int, list[int]](list)
+    for row in world.consumer.rows:
+        numbers[row["shard"]].append(row["number"])
+    for of_shard in numbers.values():
+        assert of_shard == list(range(len(of_shard)))
+    horizon_ms = case.settings.das.repeat_horizon_ms
+    found = keys(world.consumer.rows, case.settings)
+    for key, shown in found.items():
+        near = [b - a for a, b in zip(sorted(shown), sorted(shown)[1:], strict=False)]
+        assert all(gap_ms >= horizon_ms for gap_ms in near), f"{key} twice: {shown}"
+    theirs = [r for log in world.lineage.values() for m, _ in log for r in decode(m)[0].to_pylist()]
+    for key, shown in keys(theirs, case.settings).items():
+        for ts_ms in shown:
+            assert any(abs(ts_ms - t) < horizon_ms for t in found[key]), f"{key} lost: {ts_ms}"
+
+
+@hypothesis_settings(max_examples=CASES // 2, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32))
+def test_no_example_is_emitted_again_by_a_later_life(seed: int) -> None:
+    check(seed)
