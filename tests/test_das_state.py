@@ -38,6 +38,7 @@ def test_store_that_bytewax_made_is_taken(tiny_settings: Settings, tmp_path: Pat
     """As `python -m bytewax.recovery` does, before the first start."""
     create_recovery_store(recovery_folder(tmp_path))
     claim(tmp_path, tiny_settings)
+    assert (tmp_path / "format.json").exists()
     claim(tmp_path, tiny_settings)
 
 
