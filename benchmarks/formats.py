@@ -28,7 +28,7 @@ from flows.registry_settings import SchemaRegistry
 from flows.schema_registry import connect
 from flows.settings import Format, Settings
 
-BATCH = 8192
+BATCH = 16_384
 """Events read at a time: `das.max_batch`."""
 ARROW_ROWS = 512
 """Events of an Arrow message."""

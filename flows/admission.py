@@ -36,15 +36,17 @@ class Admission:
         if not rows.num_rows:
             return 0
         high_N, low_N = hashes(rows.column("impression_id"))
-        ts_N = times(rows)
+        order_N = np.argsort(high_N)
+        high_N, low_N, ts_N = high_N[order_N], low_N[order_N], times(rows)[order_N]
         newest_N = self._recent.newest(high_N, low_N)
         repeats_N = ts_N - newest_N < self._horizon_ms
         contested = in_two_rows(high_N, ~repeats_N)
         if len(contested):
-            repeats_N[contested] = self._judge(rows.take(contested), newest_N[contested])
+            asked = rows.take(order_N[contested])
+            repeats_N[contested] = self._judge(asked, newest_N[contested])
         self._recent.add(high_N[~repeats_N], low_N[~repeats_N], ts_N[~repeats_N])
         if repeats_N.any():
-            self._repeats.append(rows.filter(pa.array(repeats_N)))
+            self._repeats.append(rows.take(order_N[repeats_N]))
         return int(repeats_N.sum())
 
     def without_repeats(self, rows: pa.Table, low_ms: int, high_ms: int) -> pa.Table:
@@ -86,14 +88,13 @@ class Admission:
 
 
 def in_two_rows(hash_N: Hashes, among_N: np.ndarray[Any, np.dtype[np.bool_]]) -> Times:
-    """Rows of a mask whose hash stands in another row of it, too."""
+    """Rows of a mask whose hash stands in another row of it, too; the hashes are sorted."""
     rows = np.flatnonzero(among_N)
-    rows = rows[np.argsort(hash_N[rows], kind="stable")]
     same = hash_N[rows[1:]] == hash_N[rows[:-1]]
     twice = np.zeros(len(rows), dtype=np.bool_)
     twice[1:] |= same
     twice[:-1] |= same
-    return np.sort(rows[twice])
+    return rows[twice]
 
 
 def canonical(item: tuple[int, dict[str, Any]]) -> tuple[int, str, str, tuple[int, ...]]:

@@ -33,7 +33,7 @@ class Das(Value):
     """Interval of recovery snapshots (Bytewax epochs)."""
     sink: Literal["idempotent", "transactional"] = "idempotent"
     """transactional: readers see examples at each recovery snapshot, those of a lost one never."""
-    max_batch: Annotated[int, Field(ge=1, le=100_000)] = 8192
+    max_batch: Annotated[int, Field(ge=1, le=100_000)] = 16_384
     """Messages read at a time from one partition."""
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ from flows.kafka_client import client_config
 from flows.read_ahead import ReadAhead
 from flows.records import BEGIN_MS, END_MS, PredictionHeader, decode, prediction_schema, shard_of
 from flows.runner import stop_requested
-from flows.segments import times
+from flows.segments import in_order, times
 from flows.settings import Settings
 from flows.topic_growth import TopicGrowth
 from flows.watermarks import TEACHER, Source
@@ -46,6 +46,8 @@ def rows_by_shard(kind: str, table: pa.Table, shards: int) -> list[Item]:
     """An item for each shard that has rows, holding those only, by event time."""
     if not table.num_rows:
         return []
+    if shards == 1:
+        return [("0", ("rows", 0, kind, in_order([table], "ts_ms")))]
     shard_N = shard_of(table.column("impression_id"), shards).astype(np.int16)
     by_time_N = np.argsort(times(table), kind="stable")
     order_N = by_time_N[np.argsort(shard_N[by_time_N], kind="stable")]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ PARTS = 8
 """Pieces that a larger one is cut into."""
 SPACE = b" \t\r\n"
 OPEN, CLOSE = set(b"{"), set(b"}")
+FIRST, LAST = itemgetter(0), itemgetter(-1)
 
 
 def parse(values: Sequence[bytes | None], schema: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
@@ -43,8 +45,22 @@ def parse(values: Sequence[bytes | None], schema: pa.Schema) -> tuple[pa.Table, 
     Returns:
         A row for each accepted message, and the reason for each other position of `values`.
     """
-    nullable = pa.schema([field.with_nullable(True) for field in schema])
-    return _parse_all([value or b"" for value in values], nullable)
+    return _parse_all([value or b"" for value in values], _nullable(schema))
+
+
+def parse_lines(block: bytes, schema: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
+    """What `parse` says of the lines of a block, faster, for they need not be cut.
+
+    Args:
+        block: whole lines, one JSON object each, each with a newline at its end.
+        schema: as for `parse`.
+    """
+    bytes_B = np.frombuffer(block, np.uint8)
+    end_N = np.flatnonzero(bytes_B == ord("\n"))
+    begin_N = np.append(0, end_N + 1)[:-1]
+    braced = (bytes_B[begin_N] == ord("{")).all() and (bytes_B[end_N - 1] == ord("}")).all()
+    table = _parse_joined(block, len(end_N), _nullable(schema)) if braced else None
+    return parse(block.split(b"\n")[:-1], schema) if table is None else (table, {})
 
 
 def fault(value: bytes, schema: pa.Schema) -> str | None:
@@ -123,8 +139,14 @@ def _parse_together(values: list[bytes], schema: pa.Schema) -> pa.Table | None:
     """A row for each message; None if any of them is bad."""
     if not values:
         return schema.empty_table()
-    data = b"\n".join((*values, b""))
-    if not (_all_braced(values) and _is_safe(data, single=len(values) == 1)):
+    if not _all_braced(values):
+        return None
+    return _parse_joined(b"\n".join((*values, b"")), len(values), schema)
+
+
+def _parse_joined(data: bytes, num: int, schema: pa.Schema) -> pa.Table | None:
+    """A row for each of `num` messages that begin and end with braces, joined by newlines."""
+    if not _is_safe(data, num):
         return None
     try:
         table = pa.json.read_json(
@@ -136,11 +158,15 @@ def _parse_together(values: list[bytes], schema: pa.Schema) -> pa.Table | None:
         )
     except pa.ArrowException:
         return None
-    return table if table.num_rows == len(values) else None
+    return table if table.num_rows == num else None
+
+
+def _nullable(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([field.with_nullable(True) for field in schema])
 
 
 def _all_braced(values: list[bytes]) -> bool:
-    if all(values) and {v[0] for v in values} == OPEN and {v[-1] for v in values} == CLOSE:
+    if all(values) and set(map(FIRST, values)) == OPEN and set(map(LAST, values)) == CLOSE:
         return True  # as most writers have it
     return all(map(_braced, values))
 
@@ -150,12 +176,14 @@ def _braced(value: bytes) -> bool:
     return value[:1] == b"{" and value[-1:] == b"}"
 
 
-def _is_safe(data: bytes, single: bool) -> bool:
+def _is_safe(data: bytes, num: int) -> bool:
     if b"\0" in data or not (data.isascii() or _is_utf8(data)):
         return False
+    if np.count_nonzero(np.frombuffer(data, np.uint8) == ord("}")) == num:
+        return True  # one ends each message, so nothing stands behind an object
     if NULL_BEHIND_OBJECT.search(data) is None:
         return True
-    return single and _is_json(data)  # it stands in a string: rare, so looked at alone
+    return num == 1 and _is_json(data)  # it stands in a string: rare, so looked at alone
 
 
 def _is_utf8(data: bytes) -> bool:

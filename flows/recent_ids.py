@@ -24,6 +24,11 @@ RECENT = pa.schema([("high", pa.uint64()), ("low", pa.uint64()), ("ts_ms", pa.in
 BITS_AN_ID = 16
 """At least, so that at most one new id in 70 passes the filter."""
 MIN_BITS = 1 << 13
+WORD_BITS = 64
+"""A value's bits stand in one word: one look at memory finds both."""
+ONE, LAST_IN_WORD = np.uint64(1), np.uint64(WORD_BITS - 1)
+FIRST_BIT, SECOND_BIT = np.uint64(58), np.uint64(52)
+"""Where a hash holds the numbers of its two bits; the number of its word stands at its end."""
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -36,11 +41,13 @@ class RecentIds:
         self._filter = Filter(0)
 
     def newest(self, high_N: Hashes, low_N: Hashes) -> Times:
-        """Event time of each id's newest record, shape [N]; BEGIN_MS where there is none."""
+        """Event time of each id's newest record, shape [N]; BEGIN_MS where there is none.
+
+        Ids in the order of `high_N` are found fastest.
+        """
         newest_N = np.full(len(high_N), BEGIN_MS, dtype=np.int64)
         maybe = np.flatnonzero(self._filter.might_hold(high_N))
         if len(maybe):
-            maybe = maybe[np.argsort(high_N[maybe])]  # sorted needles are found faster
             for run in self._store.tables():
                 found = newest_in(run, high_N[maybe], low_N[maybe])
                 newest_N[maybe] = np.maximum(newest_N[maybe], found)
@@ -85,34 +92,32 @@ class Filter:
     def __init__(self, num: int) -> None:
         """Make room for twice as many values as `num`."""
         num_bits = max(MIN_BITS, 1 << (2 * BITS_AN_ID * num - 1).bit_length()) if num else MIN_BITS
-        self._mask = np.uint64(num_bits - 1)
-        self._bits = np.zeros(num_bits // 8, dtype=np.uint8)
+        self._words = np.zeros(num_bits // WORD_BITS, dtype=np.uint64)
         self._num = 0
 
     def has_room(self, num: int) -> bool:
         """Whether so many more values leave BITS_AN_ID bits for each."""
-        return (self._num + num) * BITS_AN_ID <= 8 * len(self._bits)
+        return (self._num + num) * BITS_AN_ID <= WORD_BITS * len(self._words)
 
     def add(self, hash_N: Hashes) -> None:
         """Add well mixed values."""
-        for slot_N in self._slots(hash_N):
-            bit_N = np.left_shift(1, slot_N & 7).astype(np.uint8)
-            np.bitwise_or.at(self._bits, slot_N >> 3, bit_N)
         self._num += len(hash_N)
+        word_N, bits_N = self._places(hash_N)
+        while len(word_N):
+            self._words[word_N] |= bits_N  # of several in one word the last is kept
+            lost_N = self._words[word_N] & bits_N != bits_N
+            word_N, bits_N = word_N[lost_N], bits_N[lost_N]
 
     def might_hold(self, hash_N: Hashes) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """True for each value that was added, shape [N]."""
-        first_N, second_N = (
-            self._bits[slot_N >> 3] >> (slot_N & 7).astype(np.uint8)
-            for slot_N in self._slots(hash_N)
-        )
-        return np.asarray(first_N & second_N & 1, dtype=np.bool_)
+        word_N, bits_N = self._places(hash_N)
+        return np.asarray(self._words[word_N] & bits_N == bits_N)
 
-    def _slots(self, hash_N: Hashes) -> tuple[Times, Times]:
-        return (
-            (hash_N & self._mask).astype(np.int64),
-            ((hash_N >> np.uint64(32)) & self._mask).astype(np.int64),
-        )
+    def _places(self, hash_N: Hashes) -> tuple[Times, Hashes]:
+        """Word of each value, and its bits in it, each of shape [N]."""
+        word_N = (hash_N & np.uint64(len(self._words) - 1)).astype(np.int64)
+        bits_N = ONE << (hash_N >> FIRST_BIT) | ONE << (hash_N >> SECOND_BIT & LAST_IN_WORD)
+        return word_N, bits_N
 
 
 def hashes(ids: pa.Array | pa.ChunkedArray) -> tuple[Hashes, Hashes]:

@@ -21,7 +21,7 @@ import xxhash
 from flows.das_recovery import WAY_OUT, StateFull
 from flows.records import BEGIN_MS
 
-MAX_FRESH_BYTES = 32 << 20
+MAX_FRESH_BYTES = 64 << 20
 """Of rows in memory; more are written to a file before the next snapshot."""
 MAX_MERGED_BYTES = 64 << 20
 """What is merged is smaller in sum: it is in memory until it is written."""
@@ -61,6 +61,8 @@ class Segment:
     """Smallest `ts_ms`."""
     last_ms: int
     """Largest `ts_ms`."""
+    num_bytes: int
+    """Of the file, or in memory."""
     file: File | None
     """None: in memory only."""
 
@@ -68,17 +70,18 @@ class Segment:
     def of(cls, table: pa.Table, file: File | None = None) -> Segment:
         """A segment of at least one row."""
         ts_N = times(table)
-        return cls(table=table, first_ms=int(ts_N.min()), last_ms=int(ts_N.max()), file=file)
+        return cls(
+            table=table,
+            first_ms=int(ts_N.min()),
+            last_ms=int(ts_N.max()),
+            num_bytes=file["size"] if file else int(table.nbytes),
+            file=file,
+        )
 
     @property
     def level(self) -> int:
         """How many digits its number of rows has to the base MERGED."""
         return (int(self.table.num_rows).bit_length() + 2) // 3
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the file, or in memory."""
-        return self.file["size"] if self.file else int(self.table.nbytes)
 
     def rows(self, low_ms: int, high_ms: int) -> tuple[int, int]:
         """Where its rows with low_ms <= ts_ms < high_ms begin and end, if sorted by time."""
@@ -248,7 +251,7 @@ class SegmentStore:
         self._fresh.append(Segment.of(in_order([rows], self._order)))
         while num := mergeable(self._fresh):
             self._fresh[-num:] = self._merged(self._fresh[-num:])
-            if sum(segment.table.nbytes for segment in self._fresh) > MAX_FRESH_BYTES:
+            if sum(segment.num_bytes for segment in self._fresh) > MAX_FRESH_BYTES:
                 self._write()
 
     def between(self, low_ms: int, high_ms: int) -> pa.Table:

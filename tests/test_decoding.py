@@ -17,6 +17,7 @@ from flows.arrow_events import one_row
 from flows.decoding import Decoded, EventDecoder
 from flows.event_encoding import FramedEvents
 from flows.event_rules import impression_rules, label_rules
+from flows.json_events import parse, parse_lines
 from flows.records import impression_schema
 from flows.registry_settings import SchemaRegistry
 from flows.schema_registry import connect
@@ -209,6 +210,18 @@ def test_any_bytes_are_rows_or_rejected_whatever_stands_beside_them(
     for row in decoded.table.to_pylist():
         plain = json.loads(values[row["offset"] - 100] or b"")
         assert (row["impression_id"], row["ts_ms"]) == (plain["impression_id"], plain["ts_ms"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(values=st.lists(ANY.map(lambda value: (value or b"").replace(b"\n", b" ")), max_size=6))
+@example(values=[])
+@example(values=[WIRE, WIRE])
+@example(values=[b"", WIRE])
+@example(values=[b'{"price":1', b'{"price":2}}'])
+def test_lines_are_read_as_the_messages_they_hold(values: list[bytes]) -> None:
+    schema = impression_rules(CONFIG).schema
+    lines = b"".join(value + b"\n" for value in values)
+    assert parse_lines(lines, schema) == parse(values, schema)
 
 
 def test_labels_name_their_task_by_position(tiny_settings: Settings) -> None:

@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from flows.admission import Admission, canonical
-from flows.recent_ids import BITS_AN_ID, Filter, RecentIds, hashes
+from flows.recent_ids import BITS_AN_ID, WORD_BITS, Filter, RecentIds, hashes
 from flows.records import ADDRESS, BEGIN_MS
 from flows.segments import SegmentFolder
 
@@ -118,7 +118,7 @@ def test_filter_passes_what_it_holds_and_little_else() -> None:
     values_N: Any = rng.integers(0, 2**63, 200_000).astype(np.uint64)
     filter_ = Filter(50_000)
     assert filter_.has_room(100_000)
-    assert not filter_.has_room(8 * len(filter_._bits) // BITS_AN_ID + 1)
+    assert not filter_.has_room(WORD_BITS * len(filter_._words) // BITS_AN_ID + 1)
     filter_.add(values_N[:100_000])
     assert filter_.might_hold(values_N[:100_000]).all()
     assert filter_.might_hold(values_N[100_000:]).mean() < 1 / 60
