@@ -73,11 +73,11 @@ $(TRITON)/bin/python: | $(BIN)/uv
 
 .PHONY: jars
 jars: $(INSTALLED) ## Fetch the locked jars of Apache Kafka
-	@$(BIN)/python -m flows.jars
+	@$(BIN)/python -m flows.kafka.jars
 
 .PHONY: jars-lock
 jars-lock: $(INSTALLED) ## Resolve jgo.toml anew into jgo.lock.toml
-	@$(BIN)/python -m flows.jars --lock
+	@$(BIN)/python -m flows.kafka.jars --lock
 
 .PHONY: constraints
 constraints: $(BIN)/uv ## Lock the newest allowed packages for Python 3.10 to 3.12, with hashes

@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from benchmarks.examples import accepted_examples, messages, table_digest
-from flows.launch import Launched
+from flows.learning.trainer import checkpoint_path
+from flows.report.summary import Figures, summarise
+from flows.run.launch import Launched
 from flows.run_folder import RunFolder
 from flows.settings import Settings
-from flows.summary import Figures, summarise
-from flows.trainer import checkpoint_path
 from models import checkpoint
 
 TRAINED = ("learner:", "shadow:")

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from confluent_kafka import Message
 
-from flows.consumer import PartitionConsumer
-from flows.kafka_client import client_config
+from flows.kafka.client import client_config
+from flows.kafka.consumer import PartitionConsumer
 from flows.records import decode, example_schema
 from flows.settings import Settings, Topic
 

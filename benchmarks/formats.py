@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.das.job import INTS, NUMBERS, TEXTS
-from flows.decoding import EventDecoder
-from flows.event_encoding import FramedEvents, arrow_events, json_events
-from flows.event_rules import impression_rules
+from flows.events.decoding import EventDecoder
+from flows.events.encoding import FramedEvents, arrow_events, json_events
+from flows.events.rules import impression_rules
+from flows.events.schema_registry import connect
 from flows.registry_settings import SchemaRegistry
-from flows.schema_registry import connect
 from flows.settings import Format, Settings
 
 BATCH = 16_384

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from flows.checks import Check
 from flows.config_file import dump
-from flows.demo import EVENTS, LOAD, default_config, everyone_is_up
-from flows.figures import event_now_s, load_report
-from flows.launch import Launched, exfm, launched
+from flows.inference.teacher import store_path
+from flows.report.checks import Check
+from flows.report.figures import event_now_s, load_report
+from flows.run.demo import EVENTS, LOAD, default_config, everyone_is_up
+from flows.run.launch import Launched, exfm, launched
+from flows.run.supervisor import Group
 from flows.run_folder import RunFolder
 from flows.settings import load
-from flows.supervisor import Group
-from flows.teacher import store_path
 from flows.wording import number, percent
 from models.durable import write_atomically
 from onnx_export.manifest import MODEL, WEIGHTS, Manifest

@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from flows.kuairand import tables
-from flows.market import Market
+from flows.datasets.kuairand import tables
+from flows.datasets.market import Market
 from flows.records import shard_of
 from flows.settings import Settings, Student, load
 from models.encoding import Encoder

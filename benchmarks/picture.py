@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from flows.figures import quality_documents
-from flows.ne_curve import Curve, Document, EventTime, curves
-from flows.palette import CURVES
+from flows.report.figures import quality_documents
+from flows.report.ne_curve import Curve, Document, EventTime, curves
+from flows.report.palette import CURVES
+from flows.report.summary import TEACHER
 from flows.run_folder import RunFolder
-from flows.summary import TEACHER
 from flows.wording import percent
 from models.durable import write_atomically
 

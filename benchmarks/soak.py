@@ -23,14 +23,14 @@ from rich.console import Console
 
 from benchmarks.evidence import Evidence, gather
 from benchmarks.live_scenarios import silent_teacher_and_swaps
-from flows.checks import Check, checks_table
 from flows.config_file import dump, seeded
-from flows.demo import EVENTS, default_config
-from flows.launch import Launched, exfm, launched
-from flows.process import FLOWS, configure_logging
+from flows.report.checks import Check, checks_table
+from flows.run.demo import EVENTS, default_config
+from flows.run.launch import Launched, exfm, launched
+from flows.run.process import FLOWS, configure_logging
+from flows.run.supervisor import BROKER, Group
 from flows.run_folder import RunFolder
 from flows.settings import Settings, load
-from flows.supervisor import BROKER, Group
 from flows.wording import number, percent
 from models.durable import write_atomically
 

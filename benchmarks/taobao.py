@@ -6,7 +6,7 @@ Replays all of Taobao's page views through all processes over a Kafka at full sp
 hour and one day in one flow, then makes the examples again by a backfill to Parquet, and prints a
 line a claim; exit code 0 only if all hold. The reference takes all pairs of a view and a later
 action of the same user and item, and of each action's views the last; it shares no code with the
-replay (flows/taobao.py).
+replay (flows/datasets/taobao.py).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import pyarrow.dataset as ds
 import typer
 
 from benchmarks.examples import accepted_examples, table_digest
-from flows.backfill import backfill
-from flows.backfill_plan import Request
-from flows.backfill_targets import ParquetTarget, Watch
-from flows.checks import Check, checks_table
+from flows.backfill.backfill import backfill
+from flows.backfill.plan import Request
+from flows.backfill.targets import ParquetTarget, Watch
 from flows.config_file import dump
-from flows.demo import EVENTS, default_config
-from flows.launch import exfm, launched
-from flows.process import configure_logging
 from flows.records import example_schema
+from flows.report.checks import Check, checks_table
+from flows.run.demo import EVENTS, default_config
+from flows.run.launch import exfm, launched
+from flows.run.process import configure_logging
+from flows.run.setup import console
+from flows.run.supervisor import Group
 from flows.run_folder import RunFolder
-from flows.run_setup import console
 from flows.settings import Settings, load
-from flows.supervisor import Group
 from models.durable import write_atomically
 
 RAW = "events.csv.gz"

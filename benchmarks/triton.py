@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 
 import typer
 
-from flows.launch import exfm
-from flows.process import SERVE
+from flows.run.launch import exfm
+from flows.run.process import SERVE
+from flows.run.scoring_client import Client, address
+from flows.run.supervisor import Group, Supervisor
 from flows.run_folder import RunFolder
-from flows.scoring_client import Client, address
 from flows.settings import load
-from flows.supervisor import Group, Supervisor
 
 SCRIPT = Path(__file__).with_name("triton_client.py")
 READY_TIMEOUT_S = 60.0

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows import cli_backfill, cli_bench, cli_das, cli_dlq
-from flows.run_setup import (
+from flows.commands import backfill, bench, das, dlq
+from flows.run.setup import (
     FAILED,
     MISCONFIGURED,
     Config,
@@ -33,20 +33,20 @@ from flows.run_setup import (
 
 INTERRUPTED = 130
 SPEAKING = (
-    ("flows.backfill_plan", "BackfillRefused"),
-    ("flows.broker", "BrokerError"),
-    ("flows.consumer", "OffsetLost"),
-    ("flows.das_recovery", "RecoveryUnreadable"),
-    ("flows.das_recovery", "StateFull"),
-    ("flows.jars", "JarError"),
-    ("flows.kafka_client", "BrokerUnreachable"),
-    ("flows.letter_replay", "ReplayRefused"),
-    ("flows.producer", "DeliveryError"),
+    ("flows.backfill.plan", "BackfillRefused"),
+    ("flows.kafka.broker", "BrokerError"),
+    ("flows.kafka.consumer", "OffsetLost"),
+    ("flows.join.recovery", "RecoveryUnreadable"),
+    ("flows.join.recovery", "StateFull"),
+    ("flows.kafka.jars", "JarError"),
+    ("flows.kafka.client", "BrokerUnreachable"),
+    ("flows.letters.replay", "ReplayRefused"),
+    ("flows.kafka.producer", "DeliveryError"),
     ("flows.run_lock", "InUse"),
-    ("flows.schema_registry", "RegistryError"),
-    ("flows.segments", "SegmentError"),
+    ("flows.events.schema_registry", "RegistryError"),
+    ("flows.join.segments", "SegmentError"),
     ("flows.settings", "SettingsError"),
-    ("flows.supervisor", "ProcessFailed"),
+    ("flows.run.supervisor", "ProcessFailed"),
     ("onnx_export.manifest", "SnapshotCorrupt"),
 )
 """Errors whose message is all that a user needs: module and class."""
@@ -60,10 +60,10 @@ app = typer.Typer(
 )
 snapshots = typer.Typer(no_args_is_help=True, help="List snapshots, or serve an older one.")
 app.add_typer(snapshots, name="snapshots")
-app.add_typer(cli_bench.app, name="bench")
-app.add_typer(cli_das.app, name="das")
-app.command()(cli_backfill.backfill)
-app.add_typer(cli_dlq.app, name="dlq")
+app.add_typer(bench.app, name="bench")
+app.add_typer(das.app, name="das")
+app.command()(backfill.backfill)
+app.add_typer(dlq.app, name="dlq")
 
 Process = Literal["das", "fm-inference", "fm-training", "vm-training", "serve"]
 Dataset = Literal["kuairand", "taobao"]
@@ -87,9 +87,9 @@ def demo(
 
     Exit code 0 only if the bars of the last table hold. Example: `exfm demo --seconds 120`
     """
-    from flows.demo import default_config
-    from flows.demo import demo as run_demo
-    from flows.process import configure_logging
+    from flows.run.demo import default_config
+    from flows.run.demo import demo as run_demo
+    from flows.run.process import configure_logging
 
     configure_logging(logging.WARNING)
     folder = new_folder(run, "demo")
@@ -107,8 +107,8 @@ def up(config: Config = None, run: Run = None, das_processes: DasProcesses = 1) 
     Starts a Kafka of its own unless `kafka.bootstrap` or EXFM_BOOTSTRAP names one. Stopped by
     Ctrl-C, it goes on where it was. Example: `exfm up --config configs/market.toml --run market`
     """
-    from flows.demo import keep_up
-    from flows.process import configure_logging
+    from flows.run.demo import keep_up
+    from flows.run.process import configure_logging
 
     configure_logging(logging.WARNING)
     folder = folder_of(run or "default")
@@ -134,7 +134,7 @@ def run_one(
 
     Example: `EXFM_BOOTSTRAP=kafka:9092 exfm run das --config configs/market.toml --run market`
     """
-    from flows.process import run_process
+    from flows.run.process import run_process
     from flows.runner import Placement
 
     folder = folder_of(run or "default")
@@ -171,10 +171,10 @@ def replay(
 
     Example: `exfm replay kuairand data/kuairand_pure --seed 1 --das-processes 2`
     """
-    from flows import feed
-    from flows.demo import default_config, replay_dataset
-    from flows.launch import exfm
-    from flows.process import configure_logging
+    from flows.datasets import feed
+    from flows.run.demo import default_config, replay_dataset
+    from flows.run.launch import exfm
+    from flows.run.process import configure_logging
 
     pace = parsed_speed(speed)
     if write_only:
@@ -203,8 +203,8 @@ def simulate(
 
     Example: `exfm simulate --run market --seconds 600`
     """
-    from flows import feed
     from flows.config_file import seeded
+    from flows.datasets import feed
 
     folder = folder_of(run or "default")
     settings = seeded(reachable_settings(config, folder), seed)
@@ -223,8 +223,8 @@ def load(
 
     Example: `exfm load --run market --rate 50`
     """
-    from flows.load import drive
-    from flows.process import configure_logging
+    from flows.run.load import drive
+    from flows.run.process import configure_logging
     from flows.runner import stop_requested, stopping_on_signals
 
     configure_logging()
@@ -240,7 +240,7 @@ def status(config: Config = None, run: Run = None) -> None:
 
     Example: `exfm status --run market`
     """
-    from flows.status import status as tables
+    from flows.run.status import status as tables
 
     folder = existing_folder(run)
     console().print(tables(folder, store_of(config, folder)))
@@ -256,7 +256,7 @@ def list_snapshots(
 
     Example: `exfm snapshots ls --run market`
     """
-    from flows.status import snapshots_table
+    from flows.run.status import snapshots_table
 
     console().print(snapshots_table(store_of(config, existing_folder(run)), model))
 

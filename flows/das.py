@@ -3,8 +3,8 @@
     export EXFM_CONFIG=config.toml EXFM_RUN=runs/a
     python -m bytewax.run flows.das:flow -r runs/a/state/das/recovery -s 5 -b 0
 
-A thin shell: sources read and split (flows/das_sources.py), each shard joins (flows/shard.py), the
-sink writes to `examples`.
+A thin shell: sources read and split (flows/join/sources.py), each shard joins
+(flows/join/shard.py), the sink writes to `examples`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from bytewax.inputs import Source
 from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import Sink
 
-from flows.bytewax_run import check_start
-from flows.das_recovery import speaking
-from flows.das_sources import EventSource, Item, PredictionSource
-from flows.das_state import claim, recovery_folder, shards_folder
-from flows.dead_letters import DeadLetters
-from flows.emitted import Recall, Search
-from flows.example_rows import Message
-from flows.kafka_client import producer_config
-from flows.producer import BatchProducer
-from flows.read_ahead import ReadAhead
+from flows.events.dead_letters import DeadLetters
+from flows.join.bytewax_run import check_start
+from flows.join.emitted import Recall, Search
+from flows.join.example_rows import Message
+from flows.join.read_ahead import ReadAhead
+from flows.join.recovery import speaking
+from flows.join.routing import insist_on_shards, shard_key, shard_of_key
+from flows.join.shard import Shard
+from flows.join.sources import EventSource, Item, PredictionSource
+from flows.join.state import claim, recovery_folder, shards_folder
+from flows.join.watermarks import PatientWatermarks, Watermarks, sources
+from flows.join.written_examples import recall
+from flows.kafka.client import producer_config
+from flows.kafka.producer import BatchProducer
+from flows.kafka.sink import TopicSink
 from flows.records import END_MS, floor_ms
-from flows.routing import insist_on_shards, shard_key, shard_of_key
 from flows.run_folder import RunFolder
 from flows.runner import Placement, create_recovery_store, run_flow
 from flows.settings import Settings, load
-from flows.shard import Shard
-from flows.sink import TopicSink
-from flows.watermarks import PatientWatermarks, Watermarks, sources
-from flows.written_examples import recall
 from monitoring.metrics import DAS_RECOVERY
 
 TICK = timedelta(milliseconds=200)
@@ -158,7 +158,7 @@ def build(
     Args:
         settings: of the run.
         state: folder of the segments.
-        inputs: of impressions, labels and predictions, see flows/das_sources.py.
+        inputs: of impressions, labels and predictions, see flows/join/sources.py.
         sink: takes (str(partition), (key, value, rows)).
         ahead: shared with the inputs.
         recall: finds what shards have written before; where the log alone decides, None will do.

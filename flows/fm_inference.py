@@ -18,7 +18,9 @@ import numpy as np
 import pyarrow as pa
 from bytewax.dataflow import Dataflow
 
-from flows.impression_source import Due, ImpressionSource
+from flows.inference.impression_source import Due, ImpressionSource
+from flows.inference.teacher import Integers, Scorers, require_scored, store_path
+from flows.kafka.sink import TopicSink
 from flows.records import (
     BEGIN_MS,
     PredictionHeader,
@@ -30,8 +32,6 @@ from flows.records import (
 from flows.run_folder import RunFolder
 from flows.runner import Placement, run_flow
 from flows.settings import Settings, load
-from flows.sink import TopicSink
-from flows.teacher import Integers, Scorers, require_scored, store_path
 from monitoring.metrics import FM_BATCH, FM_SCORED, FM_VERSION_AGE
 from onnx_export.session import Logits
 from onnx_export.store import SnapshotStore

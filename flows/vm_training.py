@@ -12,8 +12,8 @@ from pathlib import Path
 
 from bytewax.dataflow import Dataflow
 
-from flows import training
-from flows.course import student_course
+from flows.learning import training
+from flows.learning.course import student_course
 from flows.run_folder import RunFolder
 from flows.runner import Placement
 from flows.settings import Settings, load

@@ -36,7 +36,7 @@ DAS_INPUT_WATERMARK = Gauge(
 )
 DAS_INPUT_STANDING = Gauge(
     "exfm_das_input_standing_code",
-    "0: waited for, 1: ended, 2: idle, 3: silent, 4: rejoining (flows/watermarks.py)",
+    "0: waited for, 1: ended, 2: idle, 3: silent, 4: rejoining (flows/join/watermarks.py)",
     INPUT,
 )
 DAS_WATERMARK = Gauge("exfm_das_watermark_seconds", "Event time closed by a shard", ["shard"])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.broker import EmbeddedKafka
-from flows.kafka_client import client_config, ensure_topics
-from flows.producer import BatchProducer
+from flows.kafka.broker import EmbeddedKafka
+from flows.kafka.client import client_config, ensure_topics
+from flows.kafka.producer import BatchProducer
 from flows.settings import Kafka, Settings
 from onnx_export.store import SnapshotStore
 

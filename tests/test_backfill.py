@@ -19,18 +19,18 @@ import pytest
 from confluent_kafka import OFFSET_END, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from flows.backfill import backfill, own_state
-from flows.backfill_course import BackfillAhead, Course
-from flows.backfill_plan import INPUTS, BackfillRefused, Plan, Request, Span, parsed_offsets, plan
-from flows.backfill_result import Result
-from flows.backfill_sources import bounded_sources
-from flows.backfill_targets import MANIFEST, ParquetTarget, Target, TopicTarget, Watch
-from flows.cli_backfill import other
+from flows.backfill.backfill import backfill, own_state
+from flows.backfill.course import BackfillAhead, Course
+from flows.backfill.plan import INPUTS, BackfillRefused, Plan, Request, Span, parsed_offsets, plan
+from flows.backfill.result import Result
+from flows.backfill.sources import bounded_sources
+from flows.backfill.targets import MANIFEST, ParquetTarget, Target, TopicTarget, Watch
+from flows.commands.backfill import other
 from flows.config_file import dump
 from flows.das import run
-from flows.das_recovery import RecoveryUnreadable, StateFull
-from flows.example_reader import ExampleReader, Place
-from flows.kafka_client import client_config
+from flows.join.recovery import RecoveryUnreadable, StateFull
+from flows.kafka.client import client_config
+from flows.learning.example_reader import ExampleReader, Place
 from flows.records import BEGIN_MS, END_MS, example_schema
 from flows.run_folder import RunFolder
 from flows.runner import Placement

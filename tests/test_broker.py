@@ -15,14 +15,14 @@ import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from flows.broker import BrokerError, EmbeddedKafka, free_port, is_free
+from flows.kafka.broker import BrokerError, EmbeddedKafka, free_port, is_free
 
 pytestmark = pytest.mark.kafka
 
 OWNER = """
 import sys, threading
 from pathlib import Path
-from flows.broker import EmbeddedKafka
+from flows.kafka.broker import EmbeddedKafka
 broker = EmbeddedKafka(Path(sys.argv[1]))
 broker.start()
 print(broker.pid, flush=True)

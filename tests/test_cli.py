@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from flows.cli import SPEAKING, app, exit_code
-from flows.kafka_client import BrokerUnreachable
-from flows.run_setup import folder_of, parsed_speed
+from flows.kafka.client import BrokerUnreachable
+from flows.run.setup import folder_of, parsed_speed
 from flows.settings import SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]

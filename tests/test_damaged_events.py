@@ -10,11 +10,11 @@ import pytest
 
 from benchmarks.das_soak.fuzz import EVENT, FORMATS, SETTINGS, Crash, Target, fuzz_in_child
 from benchmarks.das_soak.fuzz import messages as as_messages
-from flows import arrow_events
-from flows.arrow_events import BadMessage
-from flows.arrow_sizes import expanded_bytes, unpacked_bytes
-from flows.event_rules import impression_rules
-from flows.protobuf_events import MAX_GROUPS
+from flows.events import arrow_events
+from flows.events.arrow_events import BadMessage
+from flows.events.arrow_sizes import expanded_bytes, unpacked_bytes
+from flows.events.protobuf_events import MAX_GROUPS
+from flows.events.rules import impression_rules
 from flows.settings import Format
 
 SCHEMA = impression_rules(SETTINGS).schema

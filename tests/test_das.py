@@ -19,14 +19,14 @@ import pyarrow as pa
 import pytest
 
 from flows.config_file import dump
-from flows.consumer import PartitionConsumer
 from flows.das import run
-from flows.das_recovery import saved_shards
-from flows.das_sources import rows_by_shard
-from flows.das_state import claim
-from flows.kafka_client import client_config, ensure_topics
-from flows.producer import BatchProducer
-from flows.read_ahead import ReadAhead
+from flows.join.read_ahead import ReadAhead
+from flows.join.recovery import saved_shards
+from flows.join.sources import rows_by_shard
+from flows.join.state import claim
+from flows.kafka.client import client_config, ensure_topics
+from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.producer import BatchProducer
 from flows.records import (
     END_HEADER,
     END_MS,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows.consumer import PartitionConsumer
-from flows.kafka_client import client_config, ensure_topics
+from flows.kafka.client import client_config, ensure_topics
+from flows.kafka.consumer import PartitionConsumer
 from flows.settings import Settings
 from tests.processes import started
 from tests.test_das import (

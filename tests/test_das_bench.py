@@ -19,7 +19,7 @@ from benchmarks.das.figures import Figure, at_least, at_most, unmeasured
 from benchmarks.das.job import WINDOW_S, counts, tree_cpu_s
 from benchmarks.das.kafka import Rate
 from benchmarks.das.picture import picture
-from flows.read_ahead import ReadAhead
+from flows.join.read_ahead import ReadAhead
 
 ROWS = 3000
 

@@ -13,8 +13,8 @@ from benchmarks.das_soak.kills import Gauntlet
 from benchmarks.das_soak.log import random_log, soak_settings
 from benchmarks.das_soak.runs import VARIANTS, same_dead_letters, same_examples, variants
 from benchmarks.das_soak.watching import Watch
-from flows.broker import EmbeddedKafka
-from flows.kafka_client import ensure_topics
+from flows.kafka.broker import EmbeddedKafka
+from flows.kafka.client import ensure_topics
 from flows.run_folder import RunFolder
 
 

@@ -9,9 +9,9 @@ import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink, TestingSource
 
-from flows.bytewax_run import Started, insist_on_recovery
-from flows.das_recovery import RecoveryUnreadable, StateFull, speaking
-from flows.das_state import claim, recovery_folder, shards_folder
+from flows.join.bytewax_run import Started, insist_on_recovery
+from flows.join.recovery import RecoveryUnreadable, StateFull, speaking
+from flows.join.state import claim, recovery_folder, shards_folder
 from flows.runner import Placement, create_recovery_store, run_flow
 from flows.settings import Settings, SettingsError
 

@@ -13,14 +13,14 @@ from confluent_kafka import Message
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flows.arrow_events import one_row
-from flows.decoding import Decoded, EventDecoder
-from flows.event_encoding import FramedEvents
-from flows.event_rules import impression_rules, label_rules
-from flows.json_events import parse, parse_lines
+from flows.events.arrow_events import one_row
+from flows.events.decoding import Decoded, EventDecoder
+from flows.events.encoding import FramedEvents
+from flows.events.json_events import parse, parse_lines
+from flows.events.rules import impression_rules, label_rules
+from flows.events.schema_registry import connect
 from flows.records import impression_schema
 from flows.registry_settings import SchemaRegistry
-from flows.schema_registry import connect
 from flows.settings import Settings
 
 GOOD: dict[str, Any] = {

@@ -15,20 +15,20 @@ import pytest
 from confluent_kafka import Message
 from typer.testing import CliRunner, Result
 
-from flows import broker_address
 from flows.cli import app
 from flows.config_file import dump
-from flows.dead_letters import DeadLetters
-from flows.events import EventReader
-from flows.kafka_client import client_config
-from flows.letter_choice import Choice, parsed_places, parsed_since
-from flows.letter_log import SCHEMA, LetterLog, distinct, messages_between
-from flows.letter_replay import ReplayRefused, check_destinations
-from flows.letter_tables import letter_text, payload_lines, summed
-from flows.producer import BatchProducer
+from flows.events.dead_letters import DeadLetters
+from flows.events.reader import EventReader
+from flows.kafka.client import client_config
+from flows.kafka.producer import BatchProducer
+from flows.letters.choice import Choice, parsed_places, parsed_since
+from flows.letters.log import SCHEMA, LetterLog, distinct, messages_between
+from flows.letters.replay import ReplayRefused, check_destinations
+from flows.letters.tables import letter_text, payload_lines, summed
 from flows.records import END_HEADER
+from flows.run import broker_address
+from flows.run.setup import reachable_settings
 from flows.run_folder import RunFolder
-from flows.run_setup import reachable_settings
 from flows.settings import Settings
 
 START_MS = 1_700_000_000_000

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from flows.emitted import Written
-from flows.example_reader import ExampleReader, Mask, Place
-from flows.example_rows import Message
+from flows.join.emitted import Written
+from flows.join.example_rows import Message
+from flows.join.shard import Shard
+from flows.join.watermarks import PatientWatermarks, sources
+from flows.join.written_examples import Found
+from flows.learning.example_reader import ExampleReader, Mask, Place
 from flows.records import END_MS, decode, example_schema
 from flows.settings import Settings
-from flows.shard import Shard
-from flows.watermarks import PatientWatermarks, sources
-from flows.written_examples import Found
 from tests.test_shard import CASES, Case, Row, World, make_case, shard
 
 Key = tuple[str, str, int]
@@ -169,7 +169,7 @@ def check(seed: int) -> None:
     """One random log, read by lives that crash."""
     case, rng = make_case(seed), random.Random(seed + 1)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flows.shard.MAX_CLOSE_ROWS", rng.choice((1, 30, 65_536)))
+        patch.setattr("flows.join.shard.MAX_CLOSE_ROWS", rng.choice((1, 30, 65_536)))
         world = Lives(case, Path(folder), rng)
         world.run(crashes=rng.choice((1, 2, 5)))
     reader = world.consumer.reader

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from flows.emitted import Written
-from flows.kafka_client import client_config, ensure_topics
-from flows.producer import BatchProducer
+from flows.join.emitted import Written
+from flows.join.written_examples import FIRST_STEP, TopicSearch
+from flows.kafka.client import client_config, ensure_topics
+from flows.kafka.producer import BatchProducer
 from flows.records import BEGIN_MS, ExampleHeader, encode, example_schema, floor_ms
 from flows.settings import Settings
-from flows.written_examples import FIRST_STEP, TopicSearch
 from tests.processes import started
 from tests.test_das import DAS, START_MS, Log, elsewhere, eventually, messages
 

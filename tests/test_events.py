@@ -13,15 +13,15 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import Message
 
-from flows.broker import EmbeddedKafka
-from flows.consumer import PartitionConsumer
-from flows.das_sources import EventPartition
-from flows.dead_letters import DeadLetters
-from flows.event_rules import impression_rules
-from flows.events import EventBatch, EventReader
-from flows.kafka_client import client_config, ensure_topics
-from flows.producer import BatchProducer
-from flows.read_ahead import ReadAhead
+from flows.events.dead_letters import DeadLetters
+from flows.events.reader import EventBatch, EventReader
+from flows.events.rules import impression_rules
+from flows.join.read_ahead import ReadAhead
+from flows.join.sources import EventPartition
+from flows.kafka.broker import EmbeddedKafka
+from flows.kafka.client import client_config, ensure_topics
+from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.producer import BatchProducer
 from flows.records import BEGIN_MS, END_HEADER, END_MS, impression_schema
 from flows.settings import Settings
 from monitoring.metrics import DEAD_LETTERS, REJECTED, SOURCE_EVENTS, SOURCE_LAG

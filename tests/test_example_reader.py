@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.example_reader import ExampleReader, Mask, Place
+from flows.learning.example_reader import ExampleReader, Mask, Place
 from flows.records import END_MS, ExampleHeader
 
 BUCKET_MS = 10

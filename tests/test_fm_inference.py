@@ -17,18 +17,18 @@ import pytest
 from bytewax.inputs import StatefulSourcePartition
 
 from flows import fm_inference
-from flows.consumer import PartitionConsumer
-from flows.course import teacher_course
 from flows.fm_inference import Predictor
-from flows.impression_source import Due, ImpressionPartition, ImpressionSource, State
-from flows.kafka_client import client_config, ensure_topics
-from flows.producer import BatchProducer
+from flows.inference.impression_source import Due, ImpressionPartition, ImpressionSource, State
+from flows.inference.shuffle import PreviousRows
+from flows.inference.teacher import AsOf
+from flows.kafka.client import client_config, ensure_topics
+from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.producer import BatchProducer
+from flows.learning.course import teacher_course
 from flows.records import BEGIN_MS, END_HEADER, END_MS, decode, impression_schema, shard_of
 from flows.run_folder import RunFolder
 from flows.runner import Placement
 from flows.settings import Settings
-from flows.shuffle import PreviousRows
-from flows.teacher import AsOf
 from models.encoding import Encoder
 from onnx_export.publish import Publisher
 from onnx_export.session import Scorer

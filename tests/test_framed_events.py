@@ -13,12 +13,12 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorP
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.avro_schema import UnusableSchema, plain
-from flows.event_encoding import FramedEvents
-from flows.framed_events import Framed, FramedParser
+from flows.events.avro_schema import UnusableSchema, plain
+from flows.events.encoding import FramedEvents
+from flows.events.framed_events import Framed, FramedParser
+from flows.events.schema_registry import Registry, WriterSchema, connect
+from flows.events.wire_format import prefix
 from flows.registry_settings import SchemaRegistry
-from flows.schema_registry import Registry, WriterSchema, connect
-from flows.wire_format import prefix
 
 FORMATS: list[Framed] = ["avro", "protobuf"]
 COLUMNS = pa.schema(

@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 from flows.cli import app
 from flows.config_file import dump
 from flows.das import build
-from flows.das_inspection import (
+from flows.join.inspection import (
     Inspection,
     ShardView,
     from_metrics,
@@ -33,16 +33,16 @@ from flows.das_inspection import (
     inspect,
     live_metrics,
 )
-from flows.das_recovery import RecoveryUnreadable, SavedShard, saved_shards, state_of
-from flows.das_state import recovery_folder, shards_folder
-from flows.producer import BatchProducer
-from flows.read_ahead import ReadAhead
+from flows.join.read_ahead import ReadAhead
+from flows.join.recovery import RecoveryUnreadable, SavedShard, saved_shards, state_of
+from flows.join.shard import Shard
+from flows.join.state import recovery_folder, shards_folder
+from flows.join.watermarks import WAITED_FOR, PatientWatermarks, Watermarks, sources
+from flows.kafka.producer import BatchProducer
 from flows.records import ADDRESS, BEGIN_MS, END_MS, impression_schema
+from flows.report.scrape import Sample, parse
 from flows.run_folder import RunFolder, write_json
-from flows.scrape import Sample, parse
 from flows.settings import Settings
-from flows.shard import Shard
-from flows.watermarks import WAITED_FOR, PatientWatermarks, Watermarks, sources
 from monitoring import exporter
 from tests.processes import tethered
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.jars import JarError, class_path
+from flows.kafka.jars import JarError, class_path
 
 GOOD = b"the jar that was locked"
 PLACE = Path("org/example/thing/1.0/thing-1.0.jar")

@@ -15,17 +15,17 @@ from bytewax.testing import TestingSource, run_main
 from confluent_kafka import Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
-from flows.broker import EmbeddedKafka
-from flows.consumer import PartitionConsumer
-from flows.kafka_client import (
+from flows.kafka.broker import EmbeddedKafka
+from flows.kafka.client import (
     BrokerUnreachable,
     client_config,
     ensure_topics,
     producer_config,
 )
-from flows.producer import BatchProducer, DeliveryError
+from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.producer import BatchProducer, DeliveryError
+from flows.kafka.sink import TopicSink
 from flows.settings import Kafka, Settings, SettingsError, Topic
-from flows.sink import TopicSink
 from monitoring.metrics import SINK_EVENTS
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flows.kuairand import LARGE_TABS, tables
+from flows.datasets.kuairand import LARGE_TABS, tables
 from flows.records import impression_columns
 from flows.settings import Settings, load
 

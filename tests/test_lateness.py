@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.lateness import Lateness
+from flows.events.lateness import Lateness
 from flows.records import BEGIN_MS, END_MS
 
 

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 import pytest
 
-from flows.process import FLOWS, SERVE
+from flows.run.process import FLOWS, SERVE
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
@@ -31,7 +32,7 @@ IMPORT_SERVER = """
 import sys
 import onnx_export.server
 assert "bytewax" not in sys.modules
-import flows.cli, flows.process, flows.runner
+import flows.cli, flows.run.process, flows.runner
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
@@ -50,6 +51,15 @@ def imported_packages(path: Path) -> Iterator[str]:
             yield (node.module or "").partition(".")[0]
 
 
+def imported_flows(path: Path) -> Iterator[str]:
+    """Packages, and modules outside of them, of `flows` that a module imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "flows":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flows."):
+            yield (node.module or "").split(".")[1]
+
+
 @pytest.mark.parametrize("package", LAYERS)
 def test_package_imports_only_the_layers_below(package: str) -> None:
     for path in modules(package):
@@ -60,9 +70,19 @@ def test_package_imports_only_the_layers_below(package: str) -> None:
 @pytest.mark.parametrize("package", LAYERS)
 def test_package_is_typed_and_its_init_holds_a_docstring_only(package: str) -> None:
     assert (ROOT / package / "py.typed").exists()
-    body = ast.parse((ROOT / package / "__init__.py").read_text()).body
-    assert len(body) == 1
-    assert isinstance(body[0], ast.Expr)
+    for path in (ROOT / package).rglob("__init__.py"):
+        (only,) = ast.parse(path.read_text()).body
+        assert isinstance(only, ast.Expr), path
+
+
+def test_packages_of_the_flows_import_each_other_one_way() -> None:
+    packages = {path.parent for path in (ROOT / "flows").rglob("__init__.py")}
+    names = sorted(path.name for path in packages - {ROOT / "flows"})
+    needs: dict[str, set[str]] = {}
+    for path in modules("flows"):
+        name = path.parent.name if path.parent.name in names else path.stem
+        needs.setdefault(name, set()).update(set(imported_flows(path)) - {name})
+    assert len(list(TopologicalSorter(needs).static_order())) == len(needs)  # raises CycleError
 
 
 def test_tests_are_flat() -> None:
@@ -89,7 +109,7 @@ def test_no_other_distribution_ships_our_package_names() -> None:
 
 
 def test_server_starts_from_its_own_requirements_without_torch() -> None:
-    """Also as `exfm run serve`, which goes through flows.process."""
+    """Also as `exfm run serve`, which goes through flows.run.process."""
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_SERVER], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -122,7 +142,7 @@ def test_wheel_holds_every_package_and_what_they_read(tmp_path: Path) -> None:
         ours = {path.relative_to(ROOT / package) for path in modules(package)}
         shipped = {p.relative_to(unpacked / package) for p in (unpacked / package).rglob("*.py")}
         assert shipped == ours
-    for name in ("jgo.lock.toml", "report.html"):
+    for name in ("kafka/jgo.lock.toml", "report/report.html"):
         assert (unpacked / "flows" / name).exists()
 
 

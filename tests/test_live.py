@@ -11,14 +11,14 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from flows.launch import Launched
-from flows.live import line
-from flows.live_panels import Frame
-from flows.process import FLOWS, SERVE
+from flows.report.scrape import Scraper
+from flows.run.launch import Launched
+from flows.run.live import line
+from flows.run.live_panels import Frame
+from flows.run.process import FLOWS, SERVE
+from flows.run.supervisor import Group, Supervisor
 from flows.run_folder import RunFolder, write_json
-from flows.scrape import Scraper
 from flows.settings import load
-from flows.supervisor import Group, Supervisor
 
 ROOT = Path(__file__).resolve().parents[1]
 QUALITY = ("feed_late", "conversion", "0.8000", "0.9000", "0.7000", "+11.11 %", "53.0 %")

@@ -17,17 +17,17 @@ import torch
 from prometheus_client.registry import REGISTRY
 
 from flows import vm_training
-from flows.course import student_course
-from flows.example_reader import Place, Ready
-from flows.kafka_client import client_config
-from flows.producer import BatchProducer
-from flows.quiet import QuietStream
+from flows.kafka.client import client_config
+from flows.kafka.producer import BatchProducer
+from flows.learning.course import student_course
+from flows.learning.example_reader import Place, Ready
+from flows.learning.quiet import QuietStream
+from flows.learning.trainer import Trainer, checkpoint_path
+from flows.learning.training import School
 from flows.records import END_MS, ExampleHeader, encode, example_schema
 from flows.run_folder import RunFolder
 from flows.runner import Placement
 from flows.settings import Gate, Settings, SettingsError
-from flows.trainer import Trainer, checkpoint_path
-from flows.training import School
 from models import checkpoint
 from onnx_export.store import SnapshotConflict, SnapshotStore
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flows.market import Market, sum_below
+from flows.datasets.market import Market, sum_below
 from flows.records import impression_columns
 from flows.settings import Settings, load
 

@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flows.event_encoding import FramedEvents, json_events, named_tasks
-from flows.event_rules import EventRules, impression_rules, label_rules
+from flows.datasets.market import Market
+from flows.datasets.noise import FRAMED_KINDS, KINDS, WRITTEN, NoiseSource
 from flows.event_settings import Noise
-from flows.framed_events import Framed, FramedParser
-from flows.json_events import parse
-from flows.market import Market
-from flows.noise import FRAMED_KINDS, KINDS, WRITTEN, NoiseSource
+from flows.events.encoding import FramedEvents, json_events, named_tasks
+from flows.events.framed_events import Framed, FramedParser
+from flows.events.json_events import parse
+from flows.events.rules import EventRules, impression_rules, label_rules
+from flows.events.schema_registry import connect
 from flows.registry_settings import SchemaRegistry
-from flows.schema_registry import connect
 from flows.settings import Settings, load
 
 CONFIG = Path(__file__).parents[1] / "configs" / "market.toml"

@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from flows.label_rules import LabelRules
-from flows.outcomes import COLUMNS, GROUP, decisions, extra_rows, judged, sequences
+from flows.join.label_rules import LabelRules
+from flows.join.outcomes import COLUMNS, GROUP, decisions, extra_rows, judged, sequences
 from flows.settings import Settings
 from tests.one_by_one import Label, outcomes, random_tasks
 

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from benchmarks.picture import picture, ticks_of
-from flows.palette import CURVES
+from flows.report.palette import CURVES
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.places import Places
+from flows.join.places import Places
 from flows.records import ADDRESS
 
 NEAR = st.tuples(st.integers(0, 3), st.integers(1000, 1040), st.integers(0, 2))

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from flows.label_join import ARRIVING
+from flows.join.label_join import ARRIVING
+from flows.join.shard import Shard
+from flows.join.watermarks import PatientWatermarks, Watermarks, sources
 from flows.records import END_MS, decode, impression_schema
 from flows.settings import Settings
-from flows.shard import Shard
-from flows.watermarks import PatientWatermarks, Watermarks, sources
 from monitoring.metrics import (
     DAS_CORRECTING,
     DAS_CORRECTIONS,

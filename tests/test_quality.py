@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.quality import Quality, Scored
-from flows.quality_report import document
-from flows.timeline import Timeline
-from flows.training_rows import Rows
+from flows.learning.quality import Quality, Scored
+from flows.learning.quality_report import document
+from flows.learning.timeline import Timeline
+from flows.learning.training_rows import Rows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 EVERY_MS = 1000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.quiet import QuietStream
+from flows.learning.quiet import QuietStream
 
 EVERY_MS = 60_000
 BUCKET_MS = 5_000

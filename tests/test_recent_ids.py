@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from flows.admission import Admission, canonical
-from flows.recent_ids import BITS_AN_ID, WORD_BITS, Filter, RecentIds, hashes
+from flows.join.admission import Admission, canonical
+from flows.join.recent_ids import BITS_AN_ID, WORD_BITS, Filter, RecentIds, hashes
+from flows.join.segments import SegmentFolder
 from flows.records import ADDRESS, BEGIN_MS
-from flows.segments import SegmentFolder
 
 HORIZON_MS = 20
 SCHEMA = pa.schema(

@@ -14,16 +14,16 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from flows.consumer import PartitionConsumer
-from flows.dead_letters import DeadLetters
+from flows.datasets.market import Market
+from flows.datasets.replay import Clock, Progress, replay, sliced
 from flows.event_settings import Noise
-from flows.events import EventReader
-from flows.kafka_client import client_config, ensure_topics
-from flows.market import Market
-from flows.producer import BatchProducer
+from flows.events.dead_letters import DeadLetters
+from flows.events.reader import EventReader
+from flows.kafka.client import client_config, ensure_topics
+from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.producer import BatchProducer
 from flows.records import END_MS
 from flows.registry_settings import SchemaRegistry
-from flows.replay import Clock, Progress, replay, sliced
 from flows.settings import Format, Kafka, Settings, load
 
 CONFIG = Path(__file__).parents[1] / "configs" / "market.toml"

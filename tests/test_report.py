@@ -11,18 +11,18 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, start_http_server
 from rich.console import Console
 
-from flows.checks import as_json, checks_table, demo_checks
-from flows.figures import event_now_s, freshness_s, lag, of, percentile_s
-from flows.ne_curve import EventTime, curves, ne_curve
-from flows.quality import SUMS, Quality
-from flows.quality_report import document
-from flows.report import write_report
+from flows.learning.quality import SUMS, Quality
+from flows.learning.quality_report import document
+from flows.report.checks import as_json, checks_table, demo_checks
+from flows.report.figures import event_now_s, freshness_s, lag, of, percentile_s
+from flows.report.ne_curve import EventTime, curves, ne_curve
+from flows.report.report import write_report
+from flows.report.scrape import Sample, Scraper, parse, rate
+from flows.report.sheet import Cell, Column, Sheet
+from flows.report.summary import TEACHER, summarise
+from flows.report.summary_tables import tables
 from flows.run_folder import RunFolder, write_json
-from flows.scrape import Sample, Scraper, parse, rate
 from flows.settings import Settings, load
-from flows.sheet import Cell, Column, Sheet
-from flows.summary import TEACHER, summarise
-from flows.summary_tables import tables
 from models.metrics import normalised_entropy
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 from bytewax.testing import TestingSink, TestingSource, cluster_main
 
-from flows.routing import insist_on_shards, shard_key, shard_of_key
+from flows.join.routing import insist_on_shards, shard_key, shard_of_key
 from flows.settings import SettingsError
 
 

@@ -14,15 +14,15 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from flows.das import run
-from flows.das_sources import rows_by_shard
-from flows.das_state import claim
-from flows.kafka_client import client_config
-from flows.process import announced
+from flows.join.sources import rows_by_shard
+from flows.join.state import claim
+from flows.kafka.client import client_config
+from flows.kafka.topic_growth import TopicGrowth
+from flows.run.process import announced
 from flows.run_folder import RunFolder
 from flows.run_lock import InUse
 from flows.runner import Placement
 from flows.settings import Settings, SettingsError
-from flows.topic_growth import TopicGrowth
 from monitoring.metrics import SOURCE_UNREAD
 from tests.processes import free_addresses, started
 from tests.test_das import DAS, NUM_STAGES, Log, elsewhere, eventually, examples, num_messages

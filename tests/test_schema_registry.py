@@ -21,8 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
 
-from flows.registry_settings import SchemaRegistry
-from flows.schema_registry import (
+from flows.events.schema_registry import (
     KEY_PASSWORD,
     LOGIN,
     RegistryError,
@@ -31,6 +30,7 @@ from flows.schema_registry import (
     connect,
     subject_of,
 )
+from flows.registry_settings import SchemaRegistry
 from flows.settings import SettingsError
 
 SCHEMA = WriterSchema(kind="AVRO", text='{"type":"record","name":"R","fields":[]}')

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from flows import segments
-from flows.das_recovery import WAY_OUT
-from flows.segments import SegmentError, SegmentFolder, SegmentStore
+from flows.join import segments
+from flows.join.recovery import WAY_OUT
+from flows.join.segments import SegmentError, SegmentFolder, SegmentStore
 
 SCHEMA = pa.schema([("ts_ms", pa.int64()), ("name", pa.string()), ("key", pa.uint64())])
 TS_MS = st.integers(0, 40)

@@ -20,8 +20,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from flows.example_rows import Message
-from flows.label_join import ARRIVING
+from flows.join.example_rows import Message
+from flows.join.label_join import ARRIVING
+from flows.join.shard import Shard
+from flows.join.watermarks import Watermarks, sources
 from flows.records import (
     BEGIN_MS,
     END_MS,
@@ -31,8 +33,6 @@ from flows.records import (
     prediction_schema,
 )
 from flows.settings import Settings
-from flows.shard import Shard
-from flows.watermarks import Watermarks, sources
 from tests.one_by_one import Label, outcomes, random_tasks
 
 Row = dict[str, Any]
@@ -317,7 +317,7 @@ def check(seed: int) -> None:
     case, rng = make_case(seed), random.Random(seed + 1)
     expected = reference(case)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flows.shard.MAX_CLOSE_ROWS", rng.choice((1, 30, 65_536)))
+        patch.setattr("flows.join.shard.MAX_CLOSE_ROWS", rng.choice((1, 30, 65_536)))
         world = World(case, Path(folder), rng)
         world.run(crashes=rng.choice((0, 1, 5)))
         for s, core in enumerate(world.shards):

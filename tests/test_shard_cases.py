@@ -9,14 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flows import label_join
-from flows.das_recovery import StateFull
-from flows.label_join import ARRIVING
+from flows.join import label_join
+from flows.join.label_join import ARRIVING
+from flows.join.recovery import StateFull
+from flows.join.segments import SegmentError
+from flows.join.shard import Shard
+from flows.join.watermarks import PatientWatermarks, Watermarks, sources
 from flows.records import decode, impression_schema, prediction_schema
-from flows.segments import SegmentError
 from flows.settings import Settings
-from flows.shard import Shard
-from flows.watermarks import PatientWatermarks, Watermarks, sources
 from monitoring.metrics import DAS_REPEATS, DAS_TOO_LATE, DAS_UNMATCHED
 
 Row = dict[str, Any]

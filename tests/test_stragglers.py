@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from flows.learning.stragglers import Stragglers
 from flows.records import BEGIN_MS, END_MS
-from flows.stragglers import Stragglers
 
 GRACE_S = 30.0
 ALL_READ = [True, True, True]

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.supervisor import Backoff, Group, ProcessFailed, Supervisor
+from flows.run.supervisor import Backoff, Group, ProcessFailed, Supervisor
 
 ROOT = Path(__file__).resolve().parents[1]
 SLEEP = "import time; time.sleep(600)"
@@ -24,7 +24,7 @@ STUBBORN = (
 OWNER = """
 import signal, sys, time
 from pathlib import Path
-from flows.supervisor import Group, Supervisor, interruptible
+from flows.run.supervisor import Group, Supervisor, interruptible
 code = "import time; time.sleep(600)"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 try:
@@ -123,7 +123,7 @@ def test_stopped_group_stays_stopped_until_it_is_restarted(tmp_path: Path) -> No
 def test_close_kills_what_ignores_the_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.supervisor.STOP_S", 0.3)
+    monkeypatch.setattr("flows.run.supervisor.STOP_S", 0.3)
     with Supervisor(tmp_path, os.environ) as supervisor:
         supervisor.add(group("job", STUBBORN))
         until(supervisor, lambda: "deaf" in (tmp_path / "job.log").read_text())

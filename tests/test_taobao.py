@@ -17,14 +17,14 @@ import pytest
 from benchmarks.examples import accepted_examples
 from benchmarks.taobao import checks, positives_of_views, positives_raw, read_raw
 from flows.das import run
-from flows.kafka_client import client_config, ensure_topics
-from flows.producer import BatchProducer
+from flows.datasets.replay import replay, sliced
+from flows.datasets.taobao import ACTIONS, EVENTS, tables
+from flows.kafka.client import client_config, ensure_topics
+from flows.kafka.producer import BatchProducer
 from flows.records import END_MS, PredictionHeader, encode, prediction_schema
-from flows.replay import replay, sliced
 from flows.run_folder import RunFolder
 from flows.runner import Placement
 from flows.settings import Kafka, Settings, load
-from flows.taobao import ACTIONS, EVENTS, tables
 
 CONFIG = Path(__file__).parents[1] / "configs" / "taobao.toml"
 START_S = 1_511_539_200

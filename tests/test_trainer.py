@@ -16,17 +16,17 @@ import pytest
 import torch
 
 from flows import vm_training
-from flows.consumer import PartitionConsumer
-from flows.course import Course, student_course, teacher_course
-from flows.example_reader import ExampleReader, Place
-from flows.kafka_client import client_config, ensure_topics
-from flows.producer import BatchProducer
+from flows.kafka.client import client_config, ensure_topics
+from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.producer import BatchProducer
+from flows.learning.course import Course, student_course, teacher_course
+from flows.learning.example_reader import ExampleReader, Place
+from flows.learning.trainer import Trainer, checkpoint_path
+from flows.learning.training_rows import RowReader
 from flows.records import END_MS, ExampleHeader, encode, example_schema
 from flows.run_folder import RunFolder
 from flows.runner import Placement
 from flows.settings import Gate, Settings
-from flows.trainer import Trainer, checkpoint_path
-from flows.training_rows import RowReader
 from models import checkpoint
 from models.encoding import Encoder
 from onnx_export.draft import Draft

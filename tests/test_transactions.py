@@ -14,12 +14,12 @@ from bytewax.errors import BytewaxRuntimeError
 from bytewax.testing import TestingSource, run_main
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from flows.consumer import PartitionConsumer
-from flows.kafka_client import client_config
-from flows.producer import DeliveryError
+from flows.kafka.client import client_config
+from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.producer import DeliveryError
+from flows.kafka.sink import Outgoing, TopicSink
+from flows.kafka.transactions import TransactionalProducer
 from flows.settings import Kafka, Settings
-from flows.sink import Outgoing, TopicSink
-from flows.transactions import TransactionalProducer
 from tests.processes import free_addresses, started
 from tests.test_das import DAS, NUM_STAGES, Log, elsewhere, eventually, examples, num_rows
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from flows.join.watermarks import PatientWatermarks, Watermarks, sources
 from flows.records import BEGIN_MS, END_MS
-from flows.watermarks import PatientWatermarks, Watermarks, sources
 from monitoring.metrics import DAS_LEFT_OUT
 
 GRACE_S = 10.0

@@ -11,7 +11,7 @@ import pyarrow as pa
 from benchmarks.das.decoders import measure_in_environment
 from benchmarks.das.engine import EngineFailed
 from benchmarks.das.events import EventFiles, settings
-from flows.event_rules import impression_rules, label_rules
+from flows.events.rules import impression_rules, label_rules
 from flows.records import prediction_schema
 
 SAMPLE = 65_536

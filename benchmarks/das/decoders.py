@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     from benchmarks.das.environments import PEERS
     from benchmarks.das.events import event_files, settings
-    from flows.event_rules import impression_rules
+    from flows.events.rules import impression_rules
 
     files = event_files(given.rows, PEERS)
     schema = impression_rules(settings()).schema

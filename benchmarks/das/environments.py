@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.das.engine import EngineFailed
-from flows.jars import JarError, class_path
-from flows.java import java_program
+from flows.kafka.jars import JarError, class_path
+from flows.kafka.java import java_program
 
 PEERS = Path(__file__).resolve().parents[2] / ".cache" / "peers"
 PACKAGES = {

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.das import events
 from benchmarks.das.figures import Figure, at_most
-from flows.das_sources import rows_by_shard
+from flows.join.sources import rows_by_shard
 from flows.records import prediction_schema
 
 BATCH = 8192

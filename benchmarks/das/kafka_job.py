@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 
-from flows.broker import HOST, free_port
 from flows.config_file import dump
-from flows.launch import exfm
+from flows.kafka.broker import HOST, free_port
+from flows.report.scrape import Values, announced, fetch, last_words, parse
+from flows.run.launch import exfm
 from flows.run_folder import RunFolder
-from flows.scrape import Values, announced, fetch, last_words, parse
 from flows.settings import Settings
 from flows.tethered import TetheredProcess
 from models.durable import write_atomically

@@ -20,12 +20,12 @@ from confluent_kafka import Producer
 
 from benchmarks.das import events
 from benchmarks.das.part import say
-from flows.broker import EmbeddedKafka
-from flows.consumer import PartitionConsumer
-from flows.event_encoding import arrow_events, json_events
+from flows.events.encoding import arrow_events, json_events
 from flows.fm_inference import encoded
-from flows.kafka_client import client_config, ensure, ensure_topics, producer_config
-from flows.producer import OPTIONS
+from flows.kafka.broker import EmbeddedKafka
+from flows.kafka.client import client_config, ensure, ensure_topics, producer_config
+from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.producer import OPTIONS
 from flows.records import (
     END_HEADER,
     END_MS,

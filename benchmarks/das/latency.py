@@ -30,7 +30,7 @@ from benchmarks.das.figures import Figure, at_most
 from benchmarks.das.kafka_job import started
 from benchmarks.das.kafka_topics import Examples, Writer, broker, settings_for
 from benchmarks.das.part import say
-from flows.kafka_client import client_config
+from flows.kafka.client import client_config
 from flows.settings import Settings
 
 EVENTS_S = 50_000

@@ -26,13 +26,13 @@ import pyarrow as pa
 
 from benchmarks.das.events import BEGIN_MS, settings
 from benchmarks.formats import events
-from flows import segments
 from flows.allocator import keep_little_spare
-from flows.das_sources import rows_by_shard
+from flows.join import segments
+from flows.join.shard import Shard
+from flows.join.sources import rows_by_shard
+from flows.join.watermarks import Watermarks, sources
 from flows.records import ADDRESS, impression_schema, prediction_schema
 from flows.settings import Settings, Task
-from flows.shard import Shard
-from flows.watermarks import Watermarks, sources
 
 BATCH = 8192
 SHARDS = 4

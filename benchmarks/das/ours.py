@@ -23,16 +23,16 @@ from benchmarks.das.engine import Outcome, one_core, run_engine
 from benchmarks.das.events import EventFiles, event_files, settings
 from benchmarks.das.job import Clock, report
 from flows.das import build
-from flows.das_sources import InputPartition, Item, rows_by_shard
-from flows.event_rules import EventRules, impression_rules, label_rules
-from flows.json_events import parse_lines
-from flows.lateness import Lateness
-from flows.read_ahead import ReadAhead
+from flows.events.json_events import parse_lines
+from flows.events.lateness import Lateness
+from flows.events.rules import EventRules, impression_rules, label_rules
+from flows.join.read_ahead import ReadAhead
+from flows.join.sources import InputPartition, Item, rows_by_shard
+from flows.join.watermarks import TEACHER
+from flows.kafka.sink import Outgoing
 from flows.records import ADDRESS, decode, prediction_schema
 from flows.runner import Placement, run_flow
 from flows.settings import Settings
-from flows.sink import Outgoing
-from flows.watermarks import TEACHER
 
 LENGTH = struct.Struct("<I")
 SHARDS = 1
@@ -91,7 +91,7 @@ class FilePartition(InputPartition):
         return rows
 
     def _rows(self, lines: bytes) -> pa.Table:
-        """Rows of lines, by the parser and the rules of flows/events.py."""
+        """Rows of lines, by the parser and the rules of flows/events/reader.py."""
         if self._rules is None:
             columns, bad = parse_lines(lines, self._schema)
             rows = columns.cast(self._schema)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.das.figures import Figure
 from benchmarks.picture import FAINT, text
-from flows.palette import CURVES
+from flows.report.palette import CURVES
 
 WIDTH, ROW, TOP, LEFT, RIGHT = 900, 26, 56, 240, 120
 BAR = 16

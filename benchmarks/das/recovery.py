@@ -24,8 +24,8 @@ from benchmarks.das.figures import Figure, at_most, unmeasured
 from benchmarks.das.kafka_job import Job, Look, started
 from benchmarks.das.kafka_topics import Examples, broker, fill, settings_for
 from benchmarks.das.part import say
-from flows.das_state import recovery_folder
-from flows.supervisor import STOP_S
+from flows.join.state import recovery_folder
+from flows.run.supervisor import STOP_S
 
 LIMIT_S = 240.0
 EVERY_S = 5.0

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from flows.das import kafka_flow
-from flows.process import announced, configure_logging
+from flows.run.process import announced, configure_logging
 from flows.run_folder import RunFolder
 from flows.runner import Placement, run_flow
 from flows.settings import load

@@ -27,10 +27,10 @@ from benchmarks.das_soak.kills import Gauntlet, Toll
 from benchmarks.das_soak.log import random_log, soak_settings
 from benchmarks.das_soak.outage import outages
 from benchmarks.das_soak.runs import same_dead_letters, same_examples, variants
-from flows.broker import EmbeddedKafka
-from flows.checks import Check, checks_table
-from flows.kafka_client import ensure_topics
-from flows.process import configure_logging
+from flows.kafka.broker import EmbeddedKafka
+from flows.kafka.client import ensure_topics
+from flows.report.checks import Check, checks_table
+from flows.run.process import configure_logging
 from flows.run_folder import RunFolder
 from flows.settings import Format
 
@@ -109,7 +109,7 @@ def main(
     if unknown := set(only or ()) - set(PARTS):
         raise typer.BadParameter(f"--only {', '.join(unknown)} must be among {', '.join(PARTS)}")
     configure_logging(logging.ERROR)
-    logging.getLogger("flows.producer").setLevel(logging.CRITICAL)  # brokers are killed here
+    logging.getLogger("flows.kafka.producer").setLevel(logging.CRITICAL)  # brokers are killed here
     console = Console() if Console().is_terminal else Console(width=200)
     root = run or Path("runs") / f"das-soak-{time.strftime('%Y%m%d-%H%M%S')}"
     parts: dict[str, Callable[[], list[Check]]] = {

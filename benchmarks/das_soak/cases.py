@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 
-from flows.checks import Check
+from flows.report.checks import Check
 
 TESTS = "tests/test_shard.py"
 VARIABLE = "EXFM_TEST_CASES"

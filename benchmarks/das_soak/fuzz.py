@@ -27,11 +27,11 @@ import typer
 from confluent_kafka import Message
 
 from benchmarks.das_soak.mutation import mutants
-from flows.decoding import Decoded, EventDecoder
-from flows.event_encoding import FramedEvents, arrow_events, json_events
-from flows.event_rules import EventRules, impression_rules
+from flows.events.decoding import Decoded, EventDecoder
+from flows.events.encoding import FramedEvents, arrow_events, json_events
+from flows.events.rules import EventRules, impression_rules
+from flows.events.schema_registry import connect
 from flows.registry_settings import SchemaRegistry
-from flows.schema_registry import connect
 from flows.settings import Format, Settings
 
 FORMATS: tuple[Format, ...] = ("json", "arrow", "avro", "protobuf")

@@ -7,9 +7,9 @@ import signal
 import time
 from pathlib import Path
 
-from flows.broker import HOST, free_port
 from flows.config_file import dump
-from flows.launch import exfm
+from flows.kafka.broker import HOST, free_port
+from flows.run.launch import exfm
 from flows.run_folder import RunFolder
 from flows.settings import Settings
 from flows.tethered import TetheredProcess

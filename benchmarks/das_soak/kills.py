@@ -13,10 +13,10 @@ from pathlib import Path
 from benchmarks.das_soak.join_process import JoinProcesses
 from benchmarks.das_soak.log import LogWriter, SoakLog
 from benchmarks.das_soak.watching import Watch
-from flows.broker import EmbeddedKafka
-from flows.das_state import recovery_folder, shards_folder
-from flows.kafka_client import producer_config
-from flows.producer import BatchProducer
+from flows.join.state import recovery_folder, shards_folder
+from flows.kafka.broker import EmbeddedKafka
+from flows.kafka.client import producer_config
+from flows.kafka.producer import BatchProducer
 from flows.run_folder import RunFolder
 from flows.settings import Settings
 

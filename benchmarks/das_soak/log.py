@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from flows.event_encoding import json_events
-from flows.producer import BatchProducer
+from flows.events.encoding import json_events
+from flows.kafka.producer import BatchProducer
 from flows.records import (
     BEGIN_MS,
     END_HEADER,

@@ -12,16 +12,16 @@ from pathlib import Path
 from benchmarks.das_soak.brute_force import expected_dead_letters, expected_examples
 from benchmarks.das_soak.log import IMPRESSIONS_A_SECOND, LogWriter, random_log, soak_settings
 from benchmarks.das_soak.runs import same_dead_letters, same_examples
-from flows.broker import EmbeddedKafka
-from flows.checks import Check
 from flows.config_file import dump
-from flows.das_state import shards_folder
-from flows.kafka_client import ensure_topics, producer_config
-from flows.launch import exfm
-from flows.producer import BatchProducer
+from flows.join.state import shards_folder
+from flows.kafka.broker import EmbeddedKafka
+from flows.kafka.client import ensure_topics, producer_config
+from flows.kafka.producer import BatchProducer
+from flows.report.checks import Check
+from flows.run.launch import exfm
+from flows.run.supervisor import Group, Supervisor
 from flows.run_folder import RunFolder
 from flows.settings import Settings
-from flows.supervisor import Group, Supervisor
 from models.durable import write_atomically
 
 STREAM_S = 60.0

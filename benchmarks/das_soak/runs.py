@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from benchmarks.das_soak.join_process import JoinProcesses
 from benchmarks.examples import accepted_examples, messages, table_digest
-from flows.checks import Check
-from flows.kafka_client import ensure_topics
+from flows.kafka.client import ensure_topics
+from flows.report.checks import Check
 from flows.run_folder import RunFolder
 from flows.settings import Settings
 

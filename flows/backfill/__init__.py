@@ -1,0 +1,1 @@
+"""The examples of a log again, in another topic or in files."""

@@ -1,0 +1,46 @@
+"""The command line of the join: `exfm das --help`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from flows.run.setup import Config, Run, console, existing_folder, fail, load_settings
+
+app = typer.Typer(no_args_is_help=True, help="Look into the join of labels.")
+
+
+@app.callback()
+def group() -> None:
+    """Look into the join of labels."""
+
+
+@app.command()
+def inspect(
+    shard: Annotated[
+        int | None, typer.Option(min=0, help="Whose inputs to show; default: the slowest eight.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+    config: Config = None,
+    run: Run = None,
+) -> None:
+    """Show what waits in the join and what it waits for, while it runs or from its state.
+
+    Example: `exfm das inspect --run market`
+    """
+    from flows.join.inspection import inspect as look
+    from flows.join.tables import inspection_tables
+
+    folder = existing_folder(run)
+    settings = load_settings(config or folder.config)
+    if shard is not None and shard >= settings.das.shards:
+        fail(f"--shard {shard} must be below das.shards = {settings.das.shards}")
+    found = look(settings, folder)
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(found), indent=1) + "\n")
+        return
+    console().print(inspection_tables(found, folder.root.name, shard))

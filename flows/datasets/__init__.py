@@ -1,0 +1,1 @@
+"""Where events come from: the simulated market, published data sets, a log's noise."""

@@ -1,0 +1,1 @@
+"""Events of applications: read, decoded, judged, set aside if they are bad."""

@@ -1,0 +1,188 @@
+"""Reads one partition of impressions or labels: decoded, judged, with its watermark.
+
+A source keeps `state()` in its checkpoint and takes it up again after a restart. What is rejected
+or late goes to the dead letters; `flush()` before a checkpoint has them acknowledged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from confluent_kafka import Message
+
+from flows.events.dead_letters import DeadLetters
+from flows.events.decoding import Decoded, EventDecoder, Rejected
+from flows.events.lateness import Lateness
+from flows.events.rules import EventRules, impression_rules, label_rules
+from flows.kafka.client import client_config
+from flows.kafka.consumer import PartitionConsumer
+from flows.records import BEGIN_MS, END_HEADER, END_MS
+from flows.settings import EventTopic, Settings
+from monitoring.metrics import REJECTED, SOURCE_EVENTS, SOURCE_LAG, SOURCE_WATERMARK
+
+ROWS_AN_ARROW_MESSAGE = 512
+"""Expected, so that a batch of Arrow messages holds about as many rows as one of JSON."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EventBatch:
+    """What one read of a partition gave."""
+
+    partition: int
+    table: pa.Table
+    """Rows on time, in the order of the log, with ADDRESS."""
+    watermark_ms: int
+    """Behind these rows; END_MS after the end mark."""
+    position: int
+    """Offset of the next message."""
+    ended: bool
+    """The log says that it has no more."""
+
+
+class EventReader:
+    """One partition of an event topic."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        which: Literal["impressions", "labels"],
+        partition: int,
+        state: tuple[int, int] | None,
+        dead_letters: DeadLetters | None,
+        end: int | None = None,
+    ) -> None:
+        """Go on from `state`.
+
+        Args:
+            settings: of the run.
+            which: topic.
+            partition: its number.
+            state: of an earlier reader; None: the oldest event that is retained.
+            dead_letters: None: rejected and late events are not written (another process does).
+            end: no event from this offset on is read, None: there is no such end.
+
+        Raises:
+            BrokerUnreachable: no broker answers.
+            SettingsError: the Schema Registry cannot be used as configured.
+            OffsetLost: the offset of `state` is no longer retained.
+        """
+        self._topic: EventTopic = getattr(settings.topics, which)
+        self._partition = partition
+        self._dead_letters = dead_letters
+        self._rules = rules_of(settings, which)
+        self._decoder = EventDecoder(
+            self._rules.schema, self._topic.format, self._rules.faults, settings.schema_registry
+        )
+        offset, running_max_ms = state or (None, BEGIN_MS)
+        self._lateness = Lateness(self._topic.lateness_ms, running_max_ms)
+        self._max_messages = settings.das.max_batch
+        if self._topic.format == "arrow":
+            self._max_messages = max(1, self._max_messages // ROWS_AN_ARROW_MESSAGE)
+        self._ended = running_max_ms == END_MS
+        self._announce_end = self._ended
+        self._position = offset or 0
+        self._consumer: PartitionConsumer | None = None
+        if not self._ended:
+            config = client_config(settings.kafka)
+            self._consumer = PartitionConsumer(config, self._topic.name, partition, offset, end)
+            self._position = self._consumer.position
+
+    def read(self) -> EventBatch | None:
+        """Whatever has arrived; None if nothing has. Nothing follows a batch that has `ended`.
+
+        A reader that resumes behind the end mark says so once, with an empty batch.
+        """
+        if self._consumer is None or self._ended:
+            announce, self._announce_end = self._announce_end, False
+            return self._batch(self._on_time([])) if announce else None
+        messages = self._consumer.poll(self._max_messages)
+        if not messages and self._position == self._consumer.position:
+            SOURCE_LAG.labels(self._topic.name, str(self._partition)).set(self._consumer.lag())
+            return None
+        self._position = self._consumer.position
+        end = next((i for i, message in enumerate(messages) if is_end(message)), None)
+        if end is not None:
+            self._position = (messages[end].offset() or 0) + 1
+        table = self._on_time(messages[:end])
+        if end is not None:
+            self._ended = True
+            self._lateness.end()
+        return self._batch(table)
+
+    def state(self) -> tuple[int, int]:
+        """Offset of the next message and running maximum of event time, for a checkpoint."""
+        return self._position, self._lateness.running_max_ms
+
+    def caught_up(self) -> bool:
+        """Whether the partition was read to its end, by what the broker says now."""
+        return self._ended or self._consumer is None or self._consumer.at_end_now()
+
+    def flush(self) -> None:
+        """Wait until the dead letters are acknowledged; before a checkpoint.
+
+        Raises:
+            DeliveryError: one was not.
+        """
+        if self._dead_letters is not None:
+            self._dead_letters.flush()
+
+    def close(self) -> None:
+        """Leave the broker."""
+        if self._consumer is not None:
+            self._consumer.close()
+
+    def _batch(self, table: pa.Table) -> EventBatch:
+        labels = (self._topic.name, str(self._partition))
+        watermark_ms = self._lateness.watermark_ms
+        if watermark_ms not in (BEGIN_MS, END_MS):
+            SOURCE_WATERMARK.labels(*labels).set(watermark_ms / 1000)
+        SOURCE_LAG.labels(*labels).set(
+            0 if self._ended or self._consumer is None else self._consumer.lag()
+        )
+        return EventBatch(
+            partition=self._partition,
+            table=table,
+            watermark_ms=watermark_ms,
+            position=self._position,
+            ended=self._ended,
+        )
+
+    def _on_time(self, messages: list[Message]) -> pa.Table:
+        decoded = self._decoder.decode(messages)
+        SOURCE_EVENTS.labels(self._topic.name).inc(decoded.table.num_rows + len(decoded.rejected))
+        on_time_N = self._lateness.judge(decoded.table["ts_ms"].to_numpy())
+        self._set_aside(decoded, ~on_time_N)
+        table = decoded.table if on_time_N.all() else decoded.table.filter(pa.array(on_time_N))
+        return self._rules.finish(table)
+
+    def _set_aside(self, decoded: Decoded, late_N: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        for rejected in (*decoded.rejected, *self._decoder.reject(decoded, late_N, "late")):
+            REJECTED.labels(self._topic.name, rejected.reason).inc()
+            if self._dead_letters is not None:
+                self._write(self._dead_letters, rejected)
+
+    def _write(self, letters: DeadLetters, rejected: Rejected) -> None:
+        letters.put(
+            rejected.value,
+            self._topic.name,
+            self._partition,
+            rejected.message.offset() or 0,
+            rejected.reason,
+            rejected.index,
+            rejected.message.key(),
+        )
+
+
+def rules_of(settings: Settings, which: Literal["impressions", "labels"]) -> EventRules:
+    """What an event of a topic must fulfil."""
+    return impression_rules(settings) if which == "impressions" else label_rules(settings)
+
+
+def is_end(message: Message) -> bool:
+    """Whether a message is the end mark of a finite log."""
+    if message.value() is not None:
+        return False
+    return END_HEADER in dict(message.headers() or ())

@@ -1,0 +1,1 @@
+"""Which impressions the teacher scores, and with which snapshot."""

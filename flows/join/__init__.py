@@ -1,0 +1,1 @@
+"""The windowed join: its shards, their state, what people see of it."""

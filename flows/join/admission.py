@@ -1,0 +1,104 @@
+"""Which impressions count: of the records of one id, those that are no repeat of another.
+
+Records are admitted in the order (event time, id, content); one whose id was admitted less than the
+repeat horizon before is a repeat. All forgetting goes by event time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from flows.join.places import PLACE, Places
+from flows.join.recent_ids import Hashes, RecentIds, hashes
+from flows.join.segments import SegmentFolder, SegmentStore, StoreState, Times, times
+from flows.records import ADDRESS
+
+REPEATS = pa.schema([pa.field("ts_ms", pa.int64()), *ADDRESS])
+
+
+class Admission:
+    """Remembers what was admitted, and which records were not."""
+
+    def __init__(self, folder: SegmentFolder, horizon_ms: int) -> None:
+        self._horizon_ms = horizon_ms
+        self._recent = RecentIds(folder)
+        self._repeats = SegmentStore(folder, "repeats", REPEATS)
+
+    def admit(self, rows: pa.Table) -> int:
+        """Judge `rows`, all of whose predecessors were judged before.
+
+        Returns:
+            How many of them are repeats.
+        """
+        if not rows.num_rows:
+            return 0
+        high_N, low_N = hashes(rows.column("impression_id"))
+        order_N = np.argsort(high_N)
+        high_N, low_N, ts_N = high_N[order_N], low_N[order_N], times(rows)[order_N]
+        newest_N = self._recent.newest(high_N, low_N)
+        repeats_N = ts_N - newest_N < self._horizon_ms
+        contested = in_two_rows(high_N, ~repeats_N)
+        if len(contested):
+            asked = rows.take(order_N[contested])
+            repeats_N[contested] = self._judge(asked, newest_N[contested])
+        self._recent.add(high_N[~repeats_N], low_N[~repeats_N], ts_N[~repeats_N])
+        if repeats_N.any():
+            self._repeats.append(rows.take(order_N[repeats_N]))
+        return int(repeats_N.sum())
+
+    def without_repeats(self, rows: pa.Table, low_ms: int, high_ms: int) -> pa.Table:
+        """`rows` (low_ms <= ts_ms < high_ms, all judged) that were admitted."""
+        repeats = self._repeats.between(low_ms, high_ms)
+        if not repeats.num_rows or not rows.num_rows:
+            return rows
+        return rows.filter(pa.array(Places(repeats).find(rows) < 0))
+
+    def forget(self, limit_ms: int, oldest_ms: int) -> None:
+        """Forget ids that no row from `limit_ms` on can repeat, and repeats before `oldest_ms`."""
+        self._recent.forget(limit_ms - self._horizon_ms + 1)
+        self._repeats.forget(oldest_ms)
+
+    def save(self) -> dict[str, StoreState]:
+        """State in plain data."""
+        return {"recent": self._recent.save(), "repeats": self._repeats.save()}
+
+    def restore(self, state: dict[str, StoreState]) -> None:
+        """Go on from what `save` returned."""
+        self._recent.restore(state["recent"])
+        self._repeats.restore(state["repeats"])
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the files."""
+        return self._recent.num_bytes + self._repeats.num_bytes
+
+    def _judge(self, rows: pa.Table, newest_N: Times) -> list[bool]:
+        """Whether each of few records is a repeat, of an earlier one or of another of them."""
+        newest: dict[str, int] = {}
+        repeats = [False] * rows.num_rows
+        for row, record in sorted(enumerate(rows.to_pylist()), key=canonical):
+            ident, ts_ms = record["impression_id"], record["ts_ms"]
+            repeats[row] = ts_ms - newest.get(ident, int(newest_N[row])) < self._horizon_ms
+            if not repeats[row]:
+                newest[ident] = ts_ms
+        return repeats
+
+
+def in_two_rows(hash_N: Hashes, among_N: np.ndarray[Any, np.dtype[np.bool_]]) -> Times:
+    """Rows of a mask whose hash stands in another row of it, too; the hashes are sorted."""
+    rows = np.flatnonzero(among_N)
+    same = hash_N[rows[1:]] == hash_N[rows[:-1]]
+    twice = np.zeros(len(rows), dtype=np.bool_)
+    twice[1:] |= same
+    twice[:-1] |= same
+    return rows[twice]
+
+
+def canonical(item: tuple[int, dict[str, Any]]) -> tuple[int, str, str, tuple[int, ...]]:
+    """Sort key of a record: event time, id, content, and last its place in the topic."""
+    record = item[1]
+    content = repr([value for name, value in record.items() if name not in PLACE])
+    return record["ts_ms"], record["impression_id"], content, tuple(record[n] for n in PLACE)

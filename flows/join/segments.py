@@ -1,0 +1,346 @@
+"""Immutable Arrow segments: what a shard waits with, in memory until a snapshot, then in files.
+
+A segment is sorted, so rows of a time are a slice of it, without a copy. Rows that arrive and are
+forgotten between two snapshots never touch the disk, unless they are many. Files are mapped, so the
+state may exceed memory. Segments are merged eight at a time, like the digits of a number to the
+base 8, so they stay few and a row is copied rarely.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from flows.join.recovery import WAY_OUT, StateFull
+from flows.records import BEGIN_MS
+
+MAX_FRESH_BYTES = 64 << 20
+"""Of rows in memory; more are written to a file before the next snapshot."""
+MAX_MERGED_BYTES = 64 << 20
+"""What is merged is smaller in sum: it is in memory until it is written."""
+MERGED = 8
+"""Segments of one size that become one of the next size."""
+KEPT_SNAPSHOTS = 2
+"""Earlier snapshots whose files stay: the newest may not be committed yet."""
+
+Times = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class SegmentError(RuntimeError):
+    """A file of the state is missing or damaged; the message names it."""
+
+
+class File(TypedDict):
+    """A segment as a snapshot names it."""
+
+    name: str
+    size: int
+    xxh64: str
+
+
+class StoreState(TypedDict):
+    """What a snapshot holds of one kind of rows."""
+
+    floor_ms: int
+    files: list[File]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """Sorted rows that never change."""
+
+    table: pa.Table
+    first_ms: int
+    """Smallest `ts_ms`."""
+    last_ms: int
+    """Largest `ts_ms`."""
+    num_bytes: int
+    """Of the file, or in memory."""
+    file: File | None
+    """None: in memory only."""
+
+    @classmethod
+    def of(cls, table: pa.Table, file: File | None = None) -> Segment:
+        """A segment of at least one row."""
+        ts_N = times(table)
+        return cls(
+            table=table,
+            first_ms=int(ts_N.min()),
+            last_ms=int(ts_N.max()),
+            num_bytes=file["size"] if file else int(table.nbytes),
+            file=file,
+        )
+
+    @property
+    def level(self) -> int:
+        """How many digits its number of rows has to the base MERGED."""
+        return (int(self.table.num_rows).bit_length() + 2) // 3
+
+    def rows(self, low_ms: int, high_ms: int) -> tuple[int, int]:
+        """Where its rows with low_ms <= ts_ms < high_ms begin and end, if sorted by time."""
+        if low_ms <= self.first_ms and self.last_ms < high_ms:
+            return 0, self.table.num_rows
+        if high_ms <= self.first_ms or self.last_ms < low_ms:
+            return 0, 0
+        start, end = np.searchsorted(times(self.table), (low_ms, high_ms))
+        return int(start), int(max(start, end))
+
+
+def times(table: pa.Table) -> Times:
+    """Column `ts_ms`, shape [N]."""
+    return np.asarray(table.column("ts_ms").to_numpy(), dtype=np.int64)
+
+
+def in_order(tables: list[pa.Table], order: str) -> pa.Table:
+    """Rows of tables in one chunk, sorted by a column; where that is equal, as they come."""
+    table = pa.concat_tables(tables)
+    key_N = table.column(order).to_numpy()
+    if (key_N[1:] >= key_N[:-1]).all():
+        return table.combine_chunks()
+    return table.take(np.argsort(key_N, kind="stable")).combine_chunks()
+
+
+class Checksummed:
+    """A file that is being written, and the xxh64 of what was written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._xxh64 = xxhash.xxh64()
+        self._size = 0
+
+    def write(self, data: bytes) -> int:
+        """Append."""
+        self._xxh64.update(data)
+        self._size += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Hand everything to the system."""
+        self._file.flush()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is complete."""
+        return self._file.closed
+
+    def __enter__(self) -> Checksummed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hand everything to the system.
+
+        It survives the death of the process; a machine that loses power may lose it, which the
+        checksum then tells.
+        """
+        self._file.close()
+
+    def named(self, name: str) -> File:
+        """The file as a snapshot names it."""
+        return File(name=name, size=self._size, xxh64=self._xxh64.hexdigest())
+
+
+class SegmentFolder:
+    """The files of one shard."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: set[str] = set()
+        self._earlier: deque[set[str]] = deque(maxlen=KEPT_SNAPSHOTS)
+        self._number = 0
+
+    def write(self, kind: str, table: pa.Table) -> Segment:
+        """Write `table`, in one chunk, as a new file and map it.
+
+        Raises:
+            StateFull: it cannot be written.
+        """
+        name = f"{kind}-{self._number:08d}.arrow"
+        self._number += 1
+        draft = self._path / f".{name}"
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            with Checksummed(draft) as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+            draft.replace(self._path / name)
+        except OSError as error:
+            raise StateFull(self._path / name, error.strerror) from error
+        self._files.add(name)
+        mapped = pa.ipc.open_file(pa.memory_map(str(self._path / name)))
+        return Segment.of(mapped.read_all(), sink.named(name))
+
+    def open(self, file: File) -> Segment:
+        """Map a file that an earlier process wrote.
+
+        Raises:
+            SegmentError: it is missing or damaged.
+        """
+        path = self._path / file["name"]
+        try:
+            data = pa.memory_map(str(path)).read_buffer()
+        except OSError as error:
+            why = "it is gone" if not path.exists() else str(error)
+            raise SegmentError(f"segment {path} cannot be read: {why}; {WAY_OUT}") from error
+        found = xxhash.xxh64(data).hexdigest()
+        if data.size != file["size"] or found != file["xxh64"]:
+            raise SegmentError(
+                f"segment {path} is damaged: {data.size} bytes, xxh64 {found}; "
+                f"its snapshot says {file['size']} bytes, xxh64 {file['xxh64']}; {WAY_OUT}"
+            )
+        self._files.add(file["name"])
+        return Segment.of(pa.ipc.open_file(data).read_all(), file)
+
+    def resume(self, number: int, named: Iterable[str]) -> None:
+        """Go on from a snapshot; files that it does not name are of a time that never was."""
+        self._number, keep = number, set(named)
+        self._earlier.append(keep)
+        for path in self._path.glob("*.arrow") if self._path.exists() else ():
+            if path.name not in keep:
+                path.unlink()
+
+    def retire(self, named: set[str]) -> None:
+        """Delete what neither this snapshot nor the ones before it name."""
+        for name in self._files.difference(named, *self._earlier):
+            (self._path / name).unlink(missing_ok=True)
+            self._files.discard(name)
+        self._earlier.append(named)
+
+    @property
+    def number(self) -> int:
+        """Number of the next file."""
+        return self._number
+
+
+class SegmentStore:
+    """Rows of one kind, forgotten by event time."""
+
+    def __init__(
+        self, folder: SegmentFolder, kind: str, schema: pa.Schema, order: str = "ts_ms"
+    ) -> None:
+        """Begin with no rows.
+
+        Args:
+            folder: of the shard.
+            kind: name of the files.
+            schema: has a column `ts_ms`.
+            order: column by which each segment is sorted; `between`, `count` and `oldest_since` are
+                for stores sorted by `ts_ms`.
+        """
+        self._folder, self._kind, self._schema, self._order = folder, kind, schema, order
+        self._empty = schema.empty_table()
+        self._written: list[Segment] = []
+        self._fresh: list[Segment] = []
+        self.floor_ms = BEGIN_MS
+        """Rows before this are forgotten."""
+
+    def append(self, table: pa.Table) -> None:
+        """Take rows in; those before the floor are not seen again."""
+        if not table.num_rows:
+            return
+        columns = [table.column(name) for name in self._schema.names]
+        rows = pa.Table.from_arrays(columns, schema=self._schema)
+        self._fresh.append(Segment.of(in_order([rows], self._order)))
+        while num := mergeable(self._fresh):
+            self._fresh[-num:] = self._merged(self._fresh[-num:])
+            if sum(segment.num_bytes for segment in self._fresh) > MAX_FRESH_BYTES:
+                self._write()
+
+    def between(self, low_ms: int, high_ms: int) -> pa.Table:
+        """Rows with low_ms <= ts_ms < high_ms that are not forgotten.
+
+        Rows of the same time come in the order in which they arrived.
+        """
+        low_ms = max(low_ms, self.floor_ms)
+        found = []
+        for segment in self._segments:
+            start, end = segment.rows(low_ms, high_ms)
+            if start < end:
+                found.append(segment.table.slice(start, end - start))
+        return pa.concat_tables(found) if found else self._empty
+
+    def count(self, low_ms: int, high_ms: int) -> int:
+        """Number of rows that `between` returns."""
+        low_ms = max(low_ms, self.floor_ms)
+        bounds = [segment.rows(low_ms, high_ms) for segment in self._segments]
+        return sum(end - start for start, end in bounds)
+
+    def tables(self) -> list[pa.Table]:
+        """All segments; they may hold rows that are forgotten."""
+        return [segment.table for segment in self._segments]
+
+    def forget(self, before_ms: int) -> None:
+        """Raise the floor."""
+        self.floor_ms = max(self.floor_ms, before_ms)
+        self._written = [s for s in self._written if s.last_ms >= self.floor_ms]
+        self._fresh = [s for s in self._fresh if s.last_ms >= self.floor_ms]
+
+    def save(self) -> StoreState:
+        """Write what is in memory; the files that together hold the store."""
+        self._write()
+        return StoreState(floor_ms=self.floor_ms, files=[s.file for s in self._written if s.file])
+
+    def restore(self, state: StoreState) -> None:
+        """Go on from what `save` returned."""
+        self.floor_ms = state["floor_ms"]
+        self._written = [self._folder.open(file) for file in state["files"]]
+        self._fresh = []
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the files."""
+        return sum(s.file["size"] for s in self._written if s.file)
+
+    def oldest_since(self, low_ms: int) -> int | None:
+        """Smallest ts_ms >= low_ms that is not forgotten."""
+        found = []
+        for segment in self._segments:
+            start, end = segment.rows(max(low_ms, self.floor_ms), segment.last_ms + 1)
+            if start < end:
+                found.append(segment.table.column("ts_ms")[start].as_py())
+        return min(found, default=None)
+
+    @property
+    def _segments(self) -> list[Segment]:
+        return [*self._written, *self._fresh]
+
+    def _write(self) -> None:
+        """Move the rows in memory to a file, with those of small files before them."""
+        for segment in self._merged(self._fresh):
+            joined = [*self._written, segment]
+            while num := mergeable(joined):
+                joined[-num:] = self._merged(joined[-num:])
+            self._written = joined[:-1]
+            self._written.append(self._folder.write(self._kind, joined[-1].table))
+        self._fresh = []
+
+    def _merged(self, segments: list[Segment]) -> list[Segment]:
+        """One segment of the rows of several that are not forgotten; none if all are."""
+        tables = [live(segment.table, self.floor_ms) for segment in segments]
+        tables = [table for table in tables if table.num_rows]
+        return [Segment.of(in_order(tables, self._order))] if tables else []
+
+
+def mergeable(segments: list[Segment]) -> int:
+    """How many of the newest segments should become one: none, or MERGED and more."""
+    num = num_bytes = 0
+    for segment in reversed(segments):
+        num_bytes += segment.num_bytes
+        if segment.level > segments[-1].level or num_bytes >= MAX_MERGED_BYTES:
+            break
+        num += 1
+    return num if num >= MERGED else 0
+
+
+def live(table: pa.Table, floor_ms: int) -> pa.Table:
+    """Rows from `floor_ms` on."""
+    keep_N = times(table) >= floor_ms
+    return table if keep_N.all() else table.filter(pa.array(keep_N))

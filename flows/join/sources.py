@@ -1,0 +1,294 @@
+"""Inputs of DAS: rows split by shard, and behind them, on the same channel, the watermark.
+
+Items are `(str(shard), ("rows", shard, kind, table))`, `(str(shard), ("watermark", shard, source,
+ts_ms))` and, live, `(str(shard), ("idle", shard, source))`; a source is (kind, partition), see
+flows/join/watermarks.py. A partition ends behind the end mark of its log, or when a stop is
+requested; the latter sends no watermark.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from datetime import datetime, timedelta, timezone
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+
+from flows.events.dead_letters import DeadLetters
+from flows.events.reader import EventReader
+from flows.join.read_ahead import ReadAhead
+from flows.join.segments import in_order, times
+from flows.join.watermarks import TEACHER, Source
+from flows.kafka.client import client_config
+from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.topic_growth import TopicGrowth
+from flows.records import BEGIN_MS, END_MS, PredictionHeader, decode, prediction_schema, shard_of
+from flows.runner import stop_requested
+from flows.settings import Settings
+from monitoring.metrics import SOURCE_EVENTS, SOURCE_LAG
+
+PAUSES_MS = (2, 5, 10, 20)
+"""Waits after one, two, three, and more reads in a row that gave nothing."""
+PREDICTION_MESSAGES = 64
+"""Read at a time; each holds up to thousands of rows."""
+
+Item: TypeAlias = "tuple[str, tuple[Any, ...]]"
+EventState: TypeAlias = "tuple[tuple[int, int], bool]"
+"""Offset and running maximum; whether the end was read."""
+PredictionState: TypeAlias = "tuple[int, dict[int, int]]"
+"""Offset; progress of each impressions partition."""
+
+
+def rows_by_shard(kind: str, table: pa.Table, shards: int) -> list[Item]:
+    """An item for each shard that has rows, holding those only, by event time."""
+    if not table.num_rows:
+        return []
+    if shards == 1:
+        return [("0", ("rows", 0, kind, in_order([table], "ts_ms")))]
+    shard_N = shard_of(table.column("impression_id"), shards).astype(np.int16)
+    by_time_N = np.argsort(times(table), kind="stable")
+    order_N = by_time_N[np.argsort(shard_N[by_time_N], kind="stable")]
+    (batch,) = table.take(order_N).combine_chunks().to_batches()
+    items: list[Item] = []
+    start = 0
+    for shard, rows in enumerate(np.bincount(shard_N, minlength=shards).tolist()):
+        if rows:
+            mine = compact(batch.slice(start, rows))
+            items.append((str(shard), ("rows", shard, kind, mine)))
+            start += rows
+    return items
+
+
+def compact(batch: pa.RecordBatch) -> pa.Table:
+    """Rows in buffers of their own: a slice would take its whole parent to another process."""
+    own = pa.ipc.read_record_batch(batch.serialize(), batch.schema)
+    return pa.Table.from_batches([own])
+
+
+class InputPartition(StatefulSourcePartition[Item, Any]):
+    """What the partitions of all inputs share: when to read, when to pause, when to end."""
+
+    def __init__(self, ahead: ReadAhead) -> None:
+        self._ahead = ahead
+        self._nothing = 0  # reads in a row that gave nothing
+        self._awake: datetime | None = None
+
+    def next_batch(self) -> list[Item]:
+        """Items that have arrived."""
+        if stop_requested() or self._has_ended():
+            raise StopIteration
+        items = self._read() if self._ahead.allows(self._watermark_ms()) else []
+        self._nothing = 0 if items else self._nothing + 1
+        self._awake = None
+        if self._nothing:
+            pause_ms = PAUSES_MS[min(self._nothing, len(PAUSES_MS)) - 1]
+            self._awake = datetime.now(timezone.utc) + timedelta(milliseconds=pause_ms)
+        return items
+
+    def next_awake(self) -> datetime | None:
+        """A little later, if there was nothing."""
+        return self._awake
+
+    @abstractmethod
+    def _has_ended(self) -> bool: ...
+
+    @abstractmethod
+    def _watermark_ms(self) -> int: ...
+
+    @abstractmethod
+    def _read(self) -> list[Item]: ...
+
+
+class EventPartition(InputPartition):
+    """A partition of impressions or labels."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        kind: Literal["impressions", "labels"],
+        partition: int,
+        reader: EventReader,
+        ahead: ReadAhead,
+        ended: bool,
+        growth: TopicGrowth | None = None,
+    ) -> None:
+        super().__init__(ahead)
+        self._growth = growth
+        self._source: Source = (kind, partition)
+        self._shards = settings.das.shards
+        self._idle_s = None if settings.as_of else settings.das.idle_s
+        self._reader, self._ended = reader, ended
+        self._sent_ms = BEGIN_MS
+        self._heard_s = time.monotonic()
+        self._idle = False
+
+    def snapshot(self) -> EventState:
+        """Where to go on; the dead letters so far are acknowledged."""
+        self._reader.flush()
+        return self._reader.state(), self._ended
+
+    def close(self) -> None:
+        """Leave the topic."""
+        self._reader.flush()
+        self._reader.close()
+
+    def _has_ended(self) -> bool:
+        return self._ended
+
+    def _watermark_ms(self) -> int:
+        return self._sent_ms
+
+    def _read(self) -> list[Item]:
+        if self._growth is not None:
+            self._growth.look()
+        batch = self._reader.read()
+        if batch is None:
+            return self._silence()
+        self._heard_s, self._idle, self._ended = time.monotonic(), False, batch.ended
+        items = rows_by_shard(self._source[0], batch.table, self._shards)
+        if batch.watermark_ms > self._sent_ms:
+            self._sent_ms = batch.watermark_ms
+            items += self._to_all("watermark", batch.watermark_ms)
+        return items
+
+    def _silence(self) -> list[Item]:
+        """Say once that the partition is idle, where the wall clock may decide that."""
+        if self._idle_s is None or self._idle or time.monotonic() - self._heard_s < self._idle_s:
+            return []
+        if not self._reader.caught_up():
+            self._heard_s = time.monotonic()  # the broker is asked once in a while only
+            return []
+        self._idle = True
+        return self._to_all("idle")
+
+    def _to_all(self, what: str, *values: int) -> list[Item]:
+        return [(str(s), (what, s, self._source, *values)) for s in range(self._shards)]
+
+
+class PredictionPartition(InputPartition):
+    """A partition of the teacher's predictions, whose progress counts for its own shards only."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        partition: int,
+        consumer: PartitionConsumer,
+        ahead: ReadAhead,
+        progress_ms: dict[int, int],
+    ) -> None:
+        super().__init__(ahead)
+        self._topic, self._partition = settings.topics.fm_predictions, partition
+        self._num_shards = settings.das.shards
+        self._shards = range(partition, settings.das.shards, self._topic.partitions)
+        self._schema = prediction_schema(settings)
+        self._consumer = consumer
+        impressions = range(settings.topics.impressions.partitions)
+        self._progress_ms = {p: progress_ms.get(p, BEGIN_MS) for p in impressions}
+
+    def snapshot(self) -> PredictionState:
+        """Where to go on."""
+        return self._consumer.position, dict(self._progress_ms)
+
+    def close(self) -> None:
+        """Leave the topic."""
+        self._consumer.close()
+
+    def _has_ended(self) -> bool:
+        return self._watermark_ms() == END_MS
+
+    def _watermark_ms(self) -> int:
+        return min(self._progress_ms.values())
+
+    def _read(self) -> list[Item]:
+        tables, before_ms = [self._schema.empty_table()], dict(self._progress_ms)
+        for message in self._consumer.poll(PREDICTION_MESSAGES):
+            rows, header = self._decode(message.value() or b"", message.offset() or 0)
+            tables.append(rows)
+            p = self._known(header["partition"])
+            self._progress_ms[p] = max(self._progress_ms[p], header["progress_ms"])
+        rows = pa.concat_tables(tables)
+        SOURCE_EVENTS.labels(self._topic.name).inc(rows.num_rows)
+        SOURCE_LAG.labels(self._topic.name, str(self._partition)).set(self._consumer.lag())
+        items = rows_by_shard("predictions", rows, self._num_shards)
+        for p, ts_ms in self._progress_ms.items():
+            if ts_ms > before_ms[p]:
+                source = (TEACHER, p)
+                items += [(str(s), ("watermark", s, source, ts_ms)) for s in self._shards]
+        return items
+
+    def _known(self, partition: int) -> int:
+        if partition not in self._progress_ms:
+            raise RuntimeError(
+                f"topic {self._topic.name!r}: the teacher speaks of impressions partition "
+                f"{partition}, configured are {len(self._progress_ms)}: set "
+                "topics.impressions.partitions, and start again"
+            )
+        return partition
+
+    def _decode(self, value: bytes, offset: int) -> tuple[pa.Table, PredictionHeader]:
+        try:
+            rows, found = decode(value)
+            columns = [rows.column(name) for name in self._schema.names]
+            header = PredictionHeader(
+                partition=found["partition"], progress_ms=found["progress_ms"]
+            )
+        except (KeyError, ValueError) as error:
+            where = f"topic {self._topic.name!r} partition {self._partition} offset {offset}"
+            raise RuntimeError(f"{where}: no predictions of this configuration: {error}") from error
+        return pa.Table.from_arrays(columns, schema=self._schema), header
+
+
+class EventSource(FixedPartitionedSource[Item, EventState]):
+    """All partitions of impressions or labels."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        kind: Literal["impressions", "labels"],
+        ahead: ReadAhead,
+        dead_letters: DeadLetters | None,
+    ) -> None:
+        self._settings, self._kind, self._ahead = settings, kind, ahead
+        self._dead_letters = dead_letters
+
+    def list_parts(self) -> list[str]:
+        """Partition numbers."""
+        topics = self._settings.topics
+        topic = topics.impressions if self._kind == "impressions" else topics.labels
+        return [str(p) for p in range(topic.partitions)]
+
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: EventState | None
+    ) -> EventPartition:
+        """One partition, from the beginning or from a snapshot."""
+        place, ended = resume_state or (None, False)
+        partition = int(for_part)
+        settings = self._settings
+        reader = EventReader(settings, self._kind, partition, place, self._dead_letters)
+        topic = getattr(settings.topics, self._kind)
+        growth = TopicGrowth(settings.kafka, topic) if partition == 0 else None
+        return EventPartition(settings, self._kind, partition, reader, self._ahead, ended, growth)
+
+
+class PredictionSource(FixedPartitionedSource[Item, PredictionState]):
+    """All partitions of the teacher's predictions."""
+
+    def __init__(self, settings: Settings, ahead: ReadAhead) -> None:
+        self._settings, self._ahead = settings, ahead
+
+    def list_parts(self) -> list[str]:
+        """Partition numbers."""
+        return [str(p) for p in range(self._settings.topics.fm_predictions.partitions)]
+
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: PredictionState | None
+    ) -> PredictionPartition:
+        """One partition, from the beginning or from a snapshot."""
+        offset, progress_ms = resume_state or (None, {})
+        config, partition = client_config(self._settings.kafka), int(for_part)
+        topic = self._settings.topics.fm_predictions.name
+        consumer = PartitionConsumer(config, topic, partition, offset)
+        return PredictionPartition(self._settings, partition, consumer, self._ahead, progress_ms)

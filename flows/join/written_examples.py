@@ -1,0 +1,130 @@
+"""What shards have written to `examples`, read back at a restart of a live run.
+
+The search goes backward from the end of the shard's partition, in growing steps, and ends at a
+message that begins at or before the number that is looked for. Who died while writing may have left
+a transaction open; its successor ends it, and the search waits for that.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from flows.join.emitted import EMITTED, Recall, Search, Written
+from flows.kafka.client import client_config
+from flows.kafka.consumer import PartitionConsumer
+from flows.records import BEGIN_MS, END_MS, decode, floor_ms
+from flows.settings import Settings
+
+FIRST_STEP = 64
+"""Messages that the search goes back at first."""
+GROWTH = 8
+MESSAGES = 64
+"""Read at a time."""
+SLICE_S = 0.25
+"""How long a call may take before the flow goes on with something else."""
+PAUSE_S = 0.005
+
+
+def recall(settings: Settings) -> Recall:
+    """Looks into the topic of `settings`."""
+
+    def begin(shard: int, total: int) -> Search:
+        return TopicSearch(settings, shard, total)
+
+    return begin
+
+
+class Found:
+    """Rows of one shard from a running number on, as a consumer of the topic accepts them."""
+
+    def __init__(self, settings: Settings, total: int) -> None:
+        self._masks = [f"mask_{task.name}" for task in settings.tasks]
+        self._bucket_ms = settings.das.bucket_ms
+        self._end_ms = floor_ms(END_MS, self._bucket_ms)
+        self._following, self._through_ms = total, BEGIN_MS
+        self._tables = [EMITTED.empty_table()]
+
+    def add(self, table: pa.Table, header: dict[str, Any]) -> None:
+        """Take the next message of the shard."""
+        table = table.slice(max(0, self._following - header["first"]))
+        if table.num_rows:
+            self._following = table["number"][-1].as_py() + 1
+            self._tables += [self._of_task(table, task) for task in range(len(self._masks))]
+            last_ms = table["closed_ts_ms"][-1].as_py()
+            self._through_ms = max(self._through_ms, floor_ms(last_ms, self._bucket_ms))
+        mark_ms = header["through_ms"]
+        if mark_ms is not None and header["total"] == self._following and mark_ms < self._end_ms:
+            self._through_ms = max(self._through_ms, mark_ms)
+
+    def written(self) -> Written:
+        """All of it."""
+        rows = pa.concat_tables(self._tables)
+        return Written(following=self._following, through_ms=self._through_ms, rows=rows)
+
+    def _of_task(self, table: pa.Table, task: int) -> pa.Table:
+        rows = table.filter(table[self._masks[task]])
+        tasks = pa.array(np.full(rows.num_rows, task, dtype=np.int16))
+        columns = {**{n: rows[n] for n in EMITTED.names if n != "task"}, "task": tasks}
+        return pa.table(columns, schema=EMITTED)
+
+
+class TopicSearch:
+    """Finds what one shard has written; ends at what the partition held when it began."""
+
+    def __init__(self, settings: Settings, shard: int, total: int) -> None:
+        self._settings, self._shard, self._total = settings, shard, total
+        self._partition = shard % settings.topics.examples.partitions
+        self._consumer: PartitionConsumer | None = None
+        self._found: Found | None = None
+        everything, shown = self._consume(None, committed=False), self._consume(None)
+        self._low, self._end = everything.bounds
+        self._start = min(self._end, shown.bounds[1])
+        self._step = FIRST_STEP
+        everything.close()
+        shown.close()
+
+    def __call__(self) -> Written | None:
+        """Everything, or None: it is to be called again."""
+        deadline = time.monotonic() + SLICE_S
+        while not self._look():
+            if time.monotonic() > deadline:
+                return None
+        return (self._found or Found(self._settings, self._total)).written()
+
+    def _look(self) -> bool:
+        """Read on; whether everything was found."""
+        if self._consumer is None:
+            if self._low == self._end:
+                return True
+            self._start = max(self._low, self._start - self._step)
+            self._step *= GROWTH
+            self._consumer = self._consume(self._start)
+        messages = self._consumer.poll(MESSAGES)
+        mine = [m.value() or b"" for m in messages if m.key() == b"%d" % self._shard]
+        back = False
+        for table, header in map(decode, mine):
+            if self._found is None:
+                back = header["first"] > self._total and self._start > self._low
+                self._found = Found(self._settings, self._total)
+            if back:
+                break
+            self._found.add(table, header)
+        at_end = self._consumer.position >= self._end
+        back = back or (at_end and self._found is None and self._start > self._low)
+        if back or at_end:
+            self._consumer.close()
+            self._consumer = None
+        if back:
+            self._found = None
+        elif not at_end and not messages:
+            time.sleep(PAUSE_S)
+        return at_end and not back
+
+    def _consume(self, offset: int | None, *, committed: bool = True) -> PartitionConsumer:
+        config, topic = client_config(self._settings.kafka), self._settings.topics.examples.name
+        end = None if offset is None else self._end
+        return PartitionConsumer(config, topic, self._partition, offset, end, committed=committed)

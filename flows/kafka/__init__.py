@@ -1,0 +1,1 @@
+"""Clients of Kafka, and the broker that a run brings with it."""

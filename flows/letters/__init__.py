@@ -1,0 +1,1 @@
+"""Dead letters for people: chosen, listed, sent back."""

@@ -1,0 +1,124 @@
+"""Dead letters for people: a table of all, the whole of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+from confluent_kafka import Message
+from rich.table import Table
+
+from flows.letters.log import distinct, is_cut, origin
+from flows.wording import moment
+
+SHOWN_BYTES = 4096
+"""Of a payload; the rest on request only."""
+HEX_WIDTH = 32
+"""Bytes a line."""
+
+
+def letters_table(letters: pl.DataFrame, title: str) -> Table:
+    """Letters by topic and reason.
+
+    Args:
+        letters: an index, repeats included.
+        title: of the table.
+    """
+    table = Table(title=title)
+    for head in ("topic", "reason", "letters", "repeats", "first", "set aside", "last"):
+        table.add_column(head, justify="right" if head in ("letters", "repeats") else "left")
+    table.add_column("set aside")
+    for row in summed(letters).iter_rows(named=True):
+        table.add_row(
+            *(row["topic"], row["reason"], f"{row['letters']:,}", f"{row['repeats']:,}"),
+            *(place(row["first"]), moment(row["first_ms"])),
+            *(place(row["last"]), moment(row["last_ms"])),
+        )
+    return table
+
+
+def summed(letters: pl.DataFrame) -> pl.DataFrame:
+    """A row for each topic and reason: letters, repeats, first, first_ms, last, last_ms."""
+    groups = ["topic", "reason"]
+    ends = pl.struct("topic", "partition", "offset", "index")
+    found = (
+        distinct(letters)
+        .sort("at_ms", "partition", "offset", "index")
+        .group_by(groups)
+        .agg(
+            letters=pl.len(),
+            first=ends.first(),
+            first_ms=pl.col("at_ms").first(),
+            last=ends.last(),
+            last_ms=pl.col("at_ms").last(),
+        )
+    )
+    all_copies = letters.group_by(groups).agg(copies=pl.len())
+    return (
+        found.join(all_copies, on=groups)
+        .with_columns(repeats=pl.col("copies") - pl.col("letters"))
+        .sort(groups)
+    )
+
+
+def place(found: dict[str, Any]) -> str:
+    """Identity of a letter as it is typed: `labels:0:17`, with a row `labels:0:17:3`."""
+    index = "" if found["index"] is None else f":{found['index']}"
+    return f"{found['topic']}:{found['partition']}:{found['offset']}{index}"
+
+
+def letter_text(message: Message) -> str:
+    """A letter: where it stood, all headers, when it was set aside, its bytes."""
+    topic, partition, offset, index, _ = origin(message)
+    ident = {"topic": topic, "partition": partition, "offset": offset, "index": index}
+    lines = [
+        place(ident) if topic is not None else "no origin",
+        f"  set aside  {moment(message.timestamp()[1])}",
+        f"  letter     {message.topic()}:{message.partition()}:{message.offset()}",
+    ]
+    if message.key() is not None:
+        lines.append(f"  key        {readable(message.key() or b'')}")
+    headers: dict[str, Any] = dict(message.headers() or ())
+    for name, value in headers.items():
+        lines.append(f"  {name:<10} {readable(value or b'')}")
+    if is_cut(message):
+        lines.append("  cut: these are the first bytes of an event of that size")
+    return "\n".join([*lines, *payload_lines(message.value())])
+
+
+def payload_lines(value: bytes | None) -> list[str]:
+    """Bytes as text if they are UTF-8, else as hexadecimal digits."""
+    if value is None:
+        return ["  no value"]
+    shown = value[:SHOWN_BYTES]
+    text = as_text(shown, complete=len(shown) == len(value))
+    lines = [f"  payload    {len(value):,} bytes, {'UTF-8' if text is not None else 'hex'}"]
+    if text is not None:
+        lines += [f"    {line}" for line in escaped(text).split("\n")]
+    else:
+        parts = range(0, len(shown), HEX_WIDTH)
+        lines += [f"    {i:06x}  {shown[i : i + HEX_WIDTH].hex(' ')}" for i in parts]
+    if len(value) > len(shown):
+        lines.append(f"    ... {len(value) - len(shown):,} bytes more: --raw or --out has them all")
+    return lines
+
+
+def as_text(data: bytes, *, complete: bool) -> str | None:
+    """Text of UTF-8, else None; where data were cut, a part of a character may stand at the end."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        if complete or error.reason != "unexpected end of data":
+            return None
+        return data[: error.start].decode()
+
+
+def readable(data: bytes) -> str:
+    """A short value on one line."""
+    text = as_text(data, complete=True)
+    return data.hex(" ") if text is None else escaped(text).replace("\n", "\\n")
+
+
+def escaped(text: str) -> str:
+    """Text that cannot steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)

@@ -1,0 +1,1 @@
+"""A run's processes: started, kept alive, looked at, asked."""
