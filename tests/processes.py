@@ -29,11 +29,16 @@ run(Settings.model_validate_json(settings), RunFolder(Path(folder)), placement)
 
 @contextmanager
 def started(
-    module: str, settings: Settings, folder: Path, process_id: int = 0, addresses: str = ""
+    module: str,
+    settings: Settings,
+    folder: Path,
+    process_id: int = 0,
+    addresses: str = "",
+    first: str = "",
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that runs a module's flow, gone at the end."""
+    """A process that runs a module's flow, after some code; gone at the end."""
     arguments = [module, settings.model_dump_json(), str(folder), str(process_id), addresses]
-    process = subprocess.Popen(tethered([sys.executable, "-c", PROCESS, *arguments]))
+    process = subprocess.Popen(tethered([sys.executable, "-c", first + PROCESS, *arguments]))
     try:
         yield process
     finally:

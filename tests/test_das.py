@@ -336,17 +336,25 @@ def test_state_of_other_shards_is_refused(tiny_settings: Settings, tmp_path: Pat
         claim(tmp_path, Settings.model_validate(raw))
 
 
-def test_rows_are_split_by_shard_in_order() -> None:
+@pytest.mark.parametrize("shards", [1, 4])
+def test_rows_are_split_by_shard_in_order(shards: int) -> None:
     ids, ts_ms = [f"i{n % 40}" for n in range(200)], [n // 7 for n in range(200)]
     table = pa.table({"impression_id": ids, "ts_ms": ts_ms, "n": range(200)})
+    late = pa.concat_tables([table.slice(100), table.slice(0, 100)])
     found = {}
-    for key, (what, shard, kind, rows) in rows_by_shard("labels", table, 4):
+    for key, (what, shard, kind, rows) in rows_by_shard("labels", late, shards):
         assert (what, kind, key) == ("rows", "labels", str(shard))
-        assert set(shard_of(rows["impression_id"], 4)) == {shard}
-        assert rows["n"].to_pylist() == sorted(rows["n"].to_pylist())
+        assert set(shard_of(rows["impression_id"], shards)) == {shard}
+        ties = list(zip(rows["ts_ms"].to_pylist(), late_rank(rows["n"].to_pylist()), strict=True))
+        assert ties == sorted(ties)
         found[shard] = rows
     assert sorted(n for rows in found.values() for n in rows["n"].to_pylist()) == [*range(200)]
-    assert rows_by_shard("labels", table.slice(0, 0), 4) == []
+    assert rows_by_shard("labels", table.slice(0, 0), shards) == []
+
+
+def late_rank(numbers: list[int]) -> list[int]:
+    """Where rows stood in the table whose second half came first."""
+    return [(n + 100) % 200 for n in numbers]
 
 
 def test_read_ahead_never_stops_the_slowest(tiny_settings: Settings) -> None:

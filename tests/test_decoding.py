@@ -218,10 +218,13 @@ def test_any_bytes_are_rows_or_rejected_whatever_stands_beside_them(
 @example(values=[WIRE, WIRE])
 @example(values=[b"", WIRE])
 @example(values=[b'{"price":1', b'{"price":2}}'])
+@example(values=[b'{"price":1}', b"null"])
 def test_lines_are_read_as_the_messages_they_hold(values: list[bytes]) -> None:
     schema = impression_rules(CONFIG).schema
     lines = b"".join(value + b"\n" for value in values)
     assert parse_lines(lines, schema) == parse(values, schema)
+    if values and values[-1]:
+        assert parse_lines(lines[:-1], schema) == parse(values, schema)
 
 
 def test_labels_name_their_task_by_position(tiny_settings: Settings) -> None:

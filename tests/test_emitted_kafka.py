@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from flows.join.emitted import Written
-from flows.join.written_examples import FIRST_STEP, TopicSearch
+from flows.join.written_examples import FIRST_STEP, recall
 from flows.kafka.client import client_config, ensure_topics
 from flows.kafka.producer import BatchProducer
 from flows.records import BEGIN_MS, ExampleHeader, encode, example_schema, floor_ms
@@ -128,7 +128,7 @@ def test_search_goes_back_as_far_as_needed(kafka_settings: Settings, num: int) -
 
 def searched(settings: Settings, shard: int, total: int) -> Written:
     """What the topic holds of a shard."""
-    search = TopicSearch(settings, shard, total)
+    search = recall(settings)(shard, total)
     found: list[Written] = []
 
     def ended() -> bool:

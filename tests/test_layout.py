@@ -54,7 +54,10 @@ def imported_packages(path: Path) -> Iterator[str]:
 def imported_flows(path: Path) -> Iterator[str]:
     """Packages, and modules outside of them, of `flows` that a module imports."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "flows":
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            yield from (name[1] for name in names if name[0] == "flows" and len(name) > 1)
+        elif isinstance(node, ast.ImportFrom) and node.module == "flows":
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flows."):
             yield (node.module or "").split(".")[1]

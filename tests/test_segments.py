@@ -131,6 +131,18 @@ def test_many_rows_are_written_before_a_snapshot(
     assert store.count(0, 400) == 400
 
 
+def test_rows_too_wide_to_be_merged_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "MAX_FRESH_BYTES", 1000)
+    monkeypatch.setattr(segments, "MAX_MERGED_BYTES", 8)
+    store = SegmentStore(SegmentFolder(tmp_path), "rows", SCHEMA)
+    for number in range(100):
+        store.append(table([number], number))
+    assert store.num_bytes > 0
+    assert rows(store.between(0, 100)) == [(n, f"{n}-0") for n in range(100)]
+
+
 def test_merging_is_bounded_in_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many files there are, those merged at a time are small together."""
     monkeypatch.setattr(segments, "MAX_MERGED_BYTES", 50_000)

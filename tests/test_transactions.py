@@ -21,7 +21,24 @@ from flows.kafka.sink import Outgoing, TopicSink
 from flows.kafka.transactions import TransactionalProducer
 from flows.settings import Kafka, Settings
 from tests.processes import free_addresses, started
-from tests.test_das import DAS, NUM_STAGES, Log, elsewhere, eventually, examples, num_rows
+from tests.test_das import DAS, NUM_STAGES, Log, elsewhere, eventually, examples, messages, num_rows
+
+KILLED_BEHIND_A_COMMIT = """
+import os, signal
+from flows.kafka.transactions import TransactionalProducer
+send, flush = TransactionalProducer.send, TransactionalProducer.flush
+
+def send_and_count(producer, *args, rows, **place):
+    producer.num_rows = getattr(producer, "num_rows", 0) + rows
+    send(producer, *args, rows=rows, **place)
+
+def flush_and_die(producer, *args):
+    flush(producer, *args)
+    if getattr(producer, "num_rows", 0):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+TransactionalProducer.send, TransactionalProducer.flush = send_and_count, flush_and_die
+"""
 
 
 @pytest.fixture
@@ -151,3 +168,25 @@ def test_kills_change_nothing_that_a_reader_sees(kafka_settings: Settings, tmp_p
         with started(DAS, each, tmp_path / folder) as process:
             assert process.wait(60) == 0
     assert examples(settings) == examples(plain)
+
+
+@pytest.mark.kafka
+def test_killed_where_kafka_has_committed_and_the_snapshot_has_not(
+    kafka_settings: Settings, tmp_path: Path
+) -> None:
+    log = Log(kafka_settings)
+    plain = elsewhere(kafka_settings)
+    raw = elsewhere(kafka_settings).model_dump()
+    raw["das"]["sink"] = "transactional"
+    settings = Settings.model_validate(raw)
+    for stage in range(NUM_STAGES):
+        log.write(stage)
+        with started(DAS, settings, tmp_path / "run", first=KILLED_BEHIND_A_COMMIT) as process:
+            assert process.wait(60) == -signal.SIGKILL
+    for each, folder in ((settings, "run"), (plain, "plain")):
+        with started(DAS, each, tmp_path / folder) as process:
+            assert process.wait(60) == 0
+    assert examples(settings) == examples(plain)  # what came again has the same content
+    partitions = range(settings.topics.examples.partitions)
+    written = sum(table.num_rows for p in partitions for table, _ in messages(settings, p))
+    assert written > num_rows(settings)

@@ -52,9 +52,11 @@ def parse_lines(block: bytes, schema: pa.Schema) -> tuple[pa.Table, dict[int, st
     """What `parse` says of the lines of a block, faster, for they need not be cut.
 
     Args:
-        block: whole lines, one JSON object each, each with a newline at its end.
+        block: whole lines, one JSON object each; the last may lack its newline.
         schema: as for `parse`.
     """
+    if block and not block.endswith(b"\n"):
+        block += b"\n"
     bytes_B = np.frombuffer(block, np.uint8)
     end_N = np.flatnonzero(bytes_B == ord("\n"))
     begin_N = np.append(0, end_N + 1)[:-1]

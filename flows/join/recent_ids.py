@@ -22,7 +22,7 @@ from flows.records import BEGIN_MS
 
 RECENT = pa.schema([("high", pa.uint64()), ("low", pa.uint64()), ("ts_ms", pa.int64())])
 BITS_AN_ID = 16
-"""At least, so that at most one new id in 70 passes the filter."""
+"""At least, so that at most one new id in 60 passes the filter."""
 MIN_BITS = 1 << 13
 WORD_BITS = 64
 """A value's bits stand in one word: one look at memory finds both."""

@@ -251,8 +251,8 @@ class SegmentStore:
         self._fresh.append(Segment.of(in_order([rows], self._order)))
         while num := mergeable(self._fresh):
             self._fresh[-num:] = self._merged(self._fresh[-num:])
-            if sum(segment.num_bytes for segment in self._fresh) > MAX_FRESH_BYTES:
-                self._write()
+        if sum(segment.num_bytes for segment in self._fresh) > MAX_FRESH_BYTES:
+            self._write()
 
     def between(self, low_ms: int, high_ms: int) -> pa.Table:
         """Rows with low_ms <= ts_ms < high_ms that are not forgotten.

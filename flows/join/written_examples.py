@@ -8,6 +8,7 @@ a transaction open; its successor ends it, and the search waits for that.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,50 @@ SLICE_S = 0.25
 PAUSE_S = 0.005
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extent:
+    """What a partition holds: offsets."""
+
+    low: int
+    """Of its first message."""
+    shown: int
+    """Behind the last that no open transaction hides."""
+    end: int
+    """Behind the last."""
+
+
 def recall(settings: Settings) -> Recall:
-    """Looks into the topic of `settings`."""
+    """Looks for what the topic of `settings` holds now, before this process or its peers write."""
+    extents = [extent(settings, p) for p in range(settings.topics.examples.partitions)]
 
     def begin(shard: int, total: int) -> Search:
-        return TopicSearch(settings, shard, total)
+        return TopicSearch(settings, shard, total, extents[shard % len(extents)])
 
     return begin
+
+
+def extent(settings: Settings, partition: int) -> Extent:
+    """What a partition of `examples` holds now."""
+    everything = consume(settings, partition, committed=False)
+    shown = consume(settings, partition)
+    low, end = everything.bounds
+    found = Extent(low=low, shown=min(end, shown.bounds[1]), end=end)
+    everything.close()
+    shown.close()
+    return found
+
+
+def consume(
+    settings: Settings,
+    partition: int,
+    offset: int | None = None,
+    end: int | None = None,
+    *,
+    committed: bool = True,
+) -> PartitionConsumer:
+    """Reads a partition of `examples`."""
+    config, topic = client_config(settings.kafka), settings.topics.examples.name
+    return PartitionConsumer(config, topic, partition, offset, end, committed=committed)
 
 
 class Found:
@@ -73,19 +111,15 @@ class Found:
 
 
 class TopicSearch:
-    """Finds what one shard has written; ends at what the partition held when it began."""
+    """Finds what one shard has written, in a part of its partition."""
 
-    def __init__(self, settings: Settings, shard: int, total: int) -> None:
+    def __init__(self, settings: Settings, shard: int, total: int, within: Extent) -> None:
         self._settings, self._shard, self._total = settings, shard, total
         self._partition = shard % settings.topics.examples.partitions
         self._consumer: PartitionConsumer | None = None
         self._found: Found | None = None
-        everything, shown = self._consume(None, committed=False), self._consume(None)
-        self._low, self._end = everything.bounds
-        self._start = min(self._end, shown.bounds[1])
+        self._low, self._start, self._end = within.low, within.shown, within.end
         self._step = FIRST_STEP
-        everything.close()
-        shown.close()
 
     def __call__(self) -> Written | None:
         """Everything, or None: it is to be called again."""
@@ -102,7 +136,7 @@ class TopicSearch:
                 return True
             self._start = max(self._low, self._start - self._step)
             self._step *= GROWTH
-            self._consumer = self._consume(self._start)
+            self._consumer = consume(self._settings, self._partition, self._start, self._end)
         messages = self._consumer.poll(MESSAGES)
         mine = [m.value() or b"" for m in messages if m.key() == b"%d" % self._shard]
         back = False
@@ -123,8 +157,3 @@ class TopicSearch:
         elif not at_end and not messages:
             time.sleep(PAUSE_S)
         return at_end and not back
-
-    def _consume(self, offset: int | None, *, committed: bool = True) -> PartitionConsumer:
-        config, topic = client_config(self._settings.kafka), self._settings.topics.examples.name
-        end = None if offset is None else self._end
-        return PartitionConsumer(config, topic, self._partition, offset, end, committed=committed)
