@@ -69,9 +69,10 @@ class ExampleRows:
 
 def count_domains(table: pa.Table) -> None:
     """Count examples, and those with a prediction, by domain."""
-    covered = table.filter(table.column("fm_version").is_valid())
-    for rows, counter in ((table, DAS_CLOSED), (covered, DAS_COVERED)):
-        for pair in rows.column("domain").value_counts().to_pylist():
+    domains = table.column("domain")
+    covered = domains.filter(table.column("fm_version").is_valid())
+    for counted, counter in ((domains, DAS_CLOSED), (covered, DAS_COVERED)):
+        for pair in counted.value_counts().to_pylist():
             counter.labels(pair["values"]).inc(pair["counts"])
 
 

@@ -21,7 +21,7 @@ import xxhash
 from flows.join.recovery import WAY_OUT, StateFull
 from flows.records import BEGIN_MS
 
-MAX_FRESH_BYTES = 64 << 20
+MAX_FRESH_BYTES = 96 << 20
 """Of rows in memory; more are written to a file before the next snapshot."""
 MAX_MERGED_BYTES = 64 << 20
 """What is merged is smaller in sum: it is in memory until it is written."""
