@@ -114,11 +114,13 @@ def test_segments_stay_few(tmp_path: Path) -> None:
     assert store.count(0, 2000) == 2000
 
 
+@pytest.mark.parametrize("max_merged", [4000, 8])
 def test_many_rows_are_written_before_a_snapshot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    max_merged: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also rows too wide to be merged."""
     monkeypatch.setattr(segments, "MAX_FRESH_BYTES", 1000)
-    monkeypatch.setattr(segments, "MAX_MERGED_BYTES", 4000)
+    monkeypatch.setattr(segments, "MAX_MERGED_BYTES", max_merged)
     store = SegmentStore(SegmentFolder(tmp_path), "rows", SCHEMA)
     for number in range(400):
         store.append(table([number], number))
@@ -129,18 +131,6 @@ def test_many_rows_are_written_before_a_snapshot(
     state = store.save()
     store.restore(state)
     assert store.count(0, 400) == 400
-
-
-def test_rows_too_wide_to_be_merged_are_written_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(segments, "MAX_FRESH_BYTES", 1000)
-    monkeypatch.setattr(segments, "MAX_MERGED_BYTES", 8)
-    store = SegmentStore(SegmentFolder(tmp_path), "rows", SCHEMA)
-    for number in range(100):
-        store.append(table([number], number))
-    assert store.num_bytes > 0
-    assert rows(store.between(0, 100)) == [(n, f"{n}-0") for n in range(100)]
 
 
 def test_merging_is_bounded_in_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
