@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 
 from benchmarks.das import events
 from benchmarks.das.part import say
@@ -103,6 +104,12 @@ def settings_for(
     found = Settings.model_validate(raw)
     ensure_topics(found)
     return found
+
+
+def drop_examples(settings: Settings) -> None:
+    """Delete what a run has written: a dozen runs would fill a disk."""
+    topic = settings.topics.examples.name
+    AdminClient(client_config(settings.kafka)).delete_topics([topic])[topic].result()
 
 
 def fill(settings: Settings, rows: int, *, for_flink: bool = False) -> Filled:
