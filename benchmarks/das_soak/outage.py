@@ -36,7 +36,12 @@ JOIN = "das"
 
 
 class LiveWriter:
-    """Writes a log as time goes by, and goes on where it was when a broker returns."""
+    """Writes a log as time goes by, and goes on where it was when a broker returns.
+
+    Behind `last_ms` it writes the rest at once. At the end of a log only stragglers are left; given
+    time, partitions would fall silent for longer than `das.idle_s`, and the join would rightly go
+    on without them. Here no silence but the broker's may be in the way.
+    """
 
     def __init__(self, writer: LogWriter, first_ms: int, last_ms: int) -> None:
         self._writer, self._at_ms, self._last_ms = writer, first_ms, last_ms
@@ -112,7 +117,9 @@ def outages(root: Path, seconds: float, seed: int) -> Iterator[Check]:
         producer = BatchProducer(producer_config(settings.kafka))
         with Supervisor(folder.logs, os.environ) as supervisor:
             join = Kept(supervisor, settings, folder)
-            live = LiveWriter(LogWriter(log, producer), *log.arrivals_ms)
+            first_ms, _ = log.arrivals_ms
+            last_ms = first_ms + round(1000 * STREAM_S * SPEED)
+            live = LiveWriter(LogWriter(log, producer), first_ms, last_ms)
             join.run_until_at_work()
             begun_s = live.event_s
             os.kill(broker.pid, signal.SIGSTOP)

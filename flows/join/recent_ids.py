@@ -1,7 +1,7 @@
 """When each id was last admitted: 128-bit hashes in sorted runs, behind a filter of bits.
 
 Two different ids are taken for one if both hashes agree; among a billion ids of one shard the odds
-are 1 in 10^21. An id that was never seen mostly costs two looks at the filter.
+are 1 in 10^21. An id that was never seen mostly costs one look at the filter.
 
 Source of the filter: Bloom, "Space/Time Trade-offs in Hash Coding with Allowable Errors", Comm.
 ACM 13 (7), 1970.
