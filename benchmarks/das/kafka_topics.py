@@ -108,8 +108,8 @@ def settings_for(
 
 def drop_examples(settings: Settings) -> None:
     """Delete what a run has written: a dozen runs would fill a disk."""
-    topic = settings.topics.examples.name
-    AdminClient(client_config(settings.kafka)).delete_topics([topic])[topic].result()
+    topic, admin = settings.topics.examples.name, AdminClient(client_config(settings.kafka))
+    admin.delete_topics([topic])[topic].result()
 
 
 def fill(settings: Settings, rows: int, *, for_flink: bool = False) -> Filled:
