@@ -25,8 +25,8 @@ from flows.records import (
     BEGIN_MS,
     PredictionHeader,
     encode,
+    parts,
     prediction_schema,
-    rows_a_message,
     shard_of,
 )
 from flows.run_folder import RunFolder
@@ -111,13 +111,10 @@ class Predictor:
 
 def encoded(rows: pa.Table, partition: int, progress_ms: int) -> Iterable[tuple[bytes, int]]:
     """Messages of rows, the last of which carries the progress behind them."""
-    step = rows_a_message(rows)
-    for start in range(0, max(1, rows.num_rows), step):
-        part = rows.slice(start, step)
-        last = start + step >= rows.num_rows
-        header = PredictionHeader(
-            partition=partition, progress_ms=progress_ms if last else BEGIN_MS
-        )
+    found = parts(rows)
+    for number, part in enumerate(found, 1):
+        vouched_ms = progress_ms if number == len(found) else BEGIN_MS
+        header = PredictionHeader(partition=partition, progress_ms=vouched_ms)
         yield encode(part, header), part.num_rows
 
 

@@ -120,22 +120,34 @@ def example_schema(settings: Settings) -> pa.Schema:
 
 
 def encode(table: pa.Table, header: PredictionHeader | ExampleHeader) -> bytes:
-    """One message: an Arrow IPC stream (lz4) whose schema metadata holds the header."""
+    """One message: an Arrow IPC stream whose schema metadata holds the header.
+
+    It is not compressed: Kafka's clients compress whole batches (`kafka.compression`).
+    """
     schema = table.schema.with_metadata({HEADER: json.dumps(header)})
     sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with pa.ipc.new_stream(sink, schema, options=options) as writer:
+    with pa.ipc.new_stream(sink, schema) as writer:
         for batch in table.combine_chunks().to_batches():
             writer.write_batch(batch)
     return bytes(sink.getvalue())
 
 
-def rows_a_message(table: pa.Table) -> int:
-    """How many rows of a table make one message."""
-    if table.nbytes <= MAX_MESSAGE_BYTES:
-        return MAX_MESSAGE_ROWS
-    row_bytes = int(table.nbytes) / int(table.num_rows)
-    return max(1, min(MAX_MESSAGE_ROWS, int(MAX_MESSAGE_BYTES / row_bytes)))
+def parts(table: pa.Table) -> list[pa.Table]:
+    """The rows of a table, of one message each; at least one part, which may be empty."""
+    num_bytes, num_rows = int(table.nbytes), int(table.num_rows)
+    step = MAX_MESSAGE_ROWS
+    if num_bytes > MAX_MESSAGE_BYTES:
+        step = max(1, min(step, num_rows * MAX_MESSAGE_BYTES // num_bytes))
+    evenly = [table.slice(start, step) for start in range(0, max(1, num_rows), step)]
+    return [part for even in evenly for part in halves(even)]
+
+
+def halves(table: pa.Table) -> list[pa.Table]:
+    """A table, cut until no part is too large for a message, or a row by itself."""
+    if table.nbytes <= MAX_MESSAGE_BYTES or table.num_rows < 2:
+        return [table]
+    middle = table.num_rows // 2
+    return halves(table.slice(0, middle)) + halves(table.slice(middle))
 
 
 def decode(message: bytes) -> tuple[pa.Table, dict[str, Any]]:

@@ -1,13 +1,13 @@
-"""Which shard an impression belongs to."""
+"""Which shard an impression belongs to, and which rows make a message."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 import xxhash
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.records import shard_of
+from flows.records import MAX_MESSAGE_BYTES, MAX_MESSAGE_ROWS, parts, shard_of
 
 
 @given(st.lists(st.text()), st.integers(1, 100))
@@ -16,3 +16,21 @@ def test_shard_is_the_hash_of_the_id(ids: list[str], shards: int) -> None:
     assert shard_of(pa.array(ids, pa.string()), shards).tolist() == expected
     halves = pa.chunked_array([ids[:3], ids[3:]], pa.string())
     assert shard_of(halves, shards).tolist() == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.sampled_from([0, 10, 1000, 400_000, 800_000]), max_size=40))
+def test_parts_are_rows_in_order_none_too_large(lengths: list[int]) -> None:
+    texts = ["x" * length for length in lengths for _ in range(200 if length < 1000 else 1)]
+    table = pa.table({"text": pa.array(texts, pa.string())})
+    found = parts(table)
+    assert pa.concat_tables(found)["text"].to_pylist() == texts
+    assert all(part.num_rows for part in found) or (len(found) == 1 and not texts)
+    for part in found:
+        assert part.num_rows <= MAX_MESSAGE_ROWS
+        assert part.nbytes <= MAX_MESSAGE_BYTES or part.num_rows == 1
+
+
+def test_parts_of_many_small_rows() -> None:
+    table = pa.table({"n": range(3 * MAX_MESSAGE_ROWS + 1)})
+    assert [part.num_rows for part in parts(table)] == [*[MAX_MESSAGE_ROWS] * 3, 1]

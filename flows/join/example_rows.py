@@ -14,7 +14,7 @@ from flows.records import (
     encode,
     example_schema,
     impression_columns,
-    rows_a_message,
+    parts,
 )
 from flows.settings import Settings
 from monitoring.metrics import DAS_CLOSED, DAS_COVERED, DAS_POSITIVES
@@ -78,18 +78,17 @@ def count_domains(table: pa.Table) -> None:
 
 def messages(rows: pa.Table, shard: int, total: int, through_ms: int) -> list[Message]:
     """Messages of rows that end at number `total`, the last with the mark behind its rows."""
-    step = rows_a_message(rows)
     first = total - rows.num_rows
-    starts = range(0, max(1, rows.num_rows), step)
     out = []
-    for start in starts:
-        part = rows.slice(start, step)
-        last = start == starts[-1]
+    for part in parts(rows):
+        following = first + part.num_rows
+        last = following == total
         header = ExampleHeader(
             shard=shard,
-            first=first + start,
+            first=first,
             through_ms=through_ms if last else None,
             total=total if last else None,
         )
         out.append((encode(part, header), part.num_rows))
+        first = following
     return out
