@@ -29,8 +29,6 @@ import pyarrow.json
 BATCH = 16_384
 """Events decoded at a time: `das.max_batch`."""
 ROUNDS = 5
-STRICT = ("pyarrow",)
-"""Decoders that refuse a bad event."""
 LIMIT_S = 600.0
 ENVIRONMENT = "decoders"
 
