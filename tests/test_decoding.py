@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from flows.events.arrow_events import one_row
 from flows.events.decoding import Decoded, EventDecoder
 from flows.events.encoding import FramedEvents
-from flows.events.json_events import parse, parse_lines
+from flows.events.json_events import JsonReader
 from flows.events.rules import impression_rules, label_rules
 from flows.events.schema_registry import connect
 from flows.records import impression_schema
@@ -220,11 +220,11 @@ def test_any_bytes_are_rows_or_rejected_whatever_stands_beside_them(
 @example(values=[b'{"price":1', b'{"price":2}}'])
 @example(values=[b'{"price":1}', b"null"])
 def test_lines_are_read_as_the_messages_they_hold(values: list[bytes]) -> None:
-    schema = impression_rules(CONFIG).schema
+    reader = JsonReader(impression_rules(CONFIG).schema)
     lines = b"".join(value + b"\n" for value in values)
-    assert parse_lines(lines, schema) == parse(values, schema)
+    assert reader.parse_lines(lines) == reader.parse(values)
     if values and values[-1]:
-        assert parse_lines(lines[:-1], schema) == parse(values, schema)
+        assert reader.parse_lines(lines[:-1]) == reader.parse(values)
 
 
 def test_labels_name_their_task_by_position(tiny_settings: Settings) -> None:

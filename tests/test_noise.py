@@ -14,7 +14,7 @@ from flows.datasets.noise import FRAMED_KINDS, KINDS, WRITTEN, NoiseSource
 from flows.event_settings import Noise
 from flows.events.encoding import FramedEvents, json_events, named_tasks
 from flows.events.framed_events import Framed, FramedParser
-from flows.events.json_events import parse
+from flows.events.json_events import JsonReader
 from flows.events.rules import EventRules, impression_rules, label_rules
 from flows.events.schema_registry import connect
 from flows.registry_settings import SchemaRegistry
@@ -119,7 +119,7 @@ def test_malformed_messages_of_a_schema_are_refused_by_the_decoder(
 
 
 def refused(event: bytes, rules: EventRules) -> list[str]:
-    table, bad = parse([event], rules.schema)
+    table, bad = JsonReader(rules.schema).parse([event])
     nulls = [f.name for f in rules.schema if not f.nullable and table[f.name].null_count]
     if bad or nulls:
         return [*bad.values(), *nulls]

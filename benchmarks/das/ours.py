@@ -23,7 +23,7 @@ from benchmarks.das.engine import Outcome, one_core, run_engine
 from benchmarks.das.events import EventFiles, event_files, settings
 from benchmarks.das.job import Clock, report
 from flows.das import build
-from flows.events.json_events import parse_lines
+from flows.events.json_events import JsonReader
 from flows.events.lateness import Lateness
 from flows.events.rules import EventRules, impression_rules, label_rules
 from flows.join.read_ahead import ReadAhead
@@ -57,6 +57,7 @@ class FilePartition(InputPartition):
         self._rules: EventRules | None = None
         if kind != "predictions":
             self._rules = EVENT_RULES[kind](settings)
+        self._json = JsonReader(self._rules.schema if self._rules else self._schema)
         self._file = path.open("rb")
         self._offset, self.ended = 0, False
 
@@ -93,10 +94,10 @@ class FilePartition(InputPartition):
     def _rows(self, lines: bytes) -> pa.Table:
         """Rows of lines, by the parser and the rules of flows/events/reader.py."""
         if self._rules is None:
-            columns, bad = parse_lines(lines, self._schema)
+            columns, bad = self._json.parse_lines(lines)
             rows = columns.cast(self._schema)
         else:
-            columns, bad = parse_lines(lines, self._rules.schema)
+            columns, bad = self._json.parse_lines(lines)
             for why, bad_N in self._rules.faults(columns):
                 bad |= dict.fromkeys(map(int, np.flatnonzero(bad_N)), why)
             rows = self._rules.finish(self._addressed(columns))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from confluent_kafka import Message
 
-from flows.events import arrow_events, json_events
+from flows.events import arrow_events
 from flows.events.framed_events import FramedParser
+from flows.events.json_events import JsonReader
 from flows.events.rules import Faults, Mask, missing
 from flows.events.schema_registry import connect
 from flows.records import ADDRESS
@@ -186,4 +186,4 @@ def parser(schema: pa.Schema, format: Format, registry: SchemaRegistry) -> Parse
     """
     if format == "avro" or format == "protobuf":
         return FramedParser(format, schema, connect(registry)).parse
-    return partial(json_events.parse, schema=schema)
+    return JsonReader(schema).parse

@@ -3,11 +3,12 @@
 Whether a message is accepted depends on that message alone, never on its neighbours in a batch: a
 replay cuts the log into other batches and must come to the same rows.
 
-One call of pyarrow's parser reads all messages, joined by newlines. It ends objects by their
-braces, not at newlines, so messages could merge or split. They do not, if each begins with `{`,
-ends with `}`, and there are as many rows as messages: inside an object or a list no `{` may follow
-a `}`, and no raw newline may stand in a string, so every join lies between two objects, every
-message holds one or more whole objects, and equal counts leave one each.
+Plain messages, as most writers write them all, are read by one compiled pass (`plain_json`). If
+some are not, one call of pyarrow's parser reads all messages, joined by newlines. It ends objects
+by their braces, not at newlines, so messages could merge or split. They do not, if each begins with
+`{`, ends with `}`, and there are as many rows as messages: inside an object or a list no `{` may
+follow a `}`, and no raw newline may stand in a string, so every join lies between two objects,
+every message holds one or more whole objects, and equal counts leave one each.
 
 Two things are kept from that parser, which would end the process or its input: a `null` between
 objects, and NUL.
@@ -25,6 +26,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
+from flows.events.plain_json import BEFORE, PlainJson
+from flows.events.words import PADDING
+
 NULL_BEHIND_OBJECT = re.compile(rb"}\s*null")
 PIECE = 64
 """A batch that holds a bad message is cut to pieces of at most this, each looked at by itself."""
@@ -35,34 +39,106 @@ OPEN, CLOSE = set(b"{"), set(b"}")
 FIRST, LAST = itemgetter(0), itemgetter(-1)
 
 
-def parse(values: Sequence[bytes | None], schema: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
-    """Columns of the good messages, in order.
+class JsonReader:
+    """Reads messages of one schema."""
 
-    Args:
-        values: one JSON object each; fields that are not in `schema` are ignored, absent ones null.
-        schema: names and types; nullability is not looked at.
+    def __init__(self, schema: pa.Schema) -> None:
+        """Prepare for a schema.
 
-    Returns:
-        A row for each accepted message, and the reason for each other position of `values`.
-    """
-    return _parse_all([value or b"" for value in values], _nullable(schema))
+        Args:
+            schema: names and types; nullability is not looked at. Fields that are not in it are
+                ignored, absent ones null.
+        """
+        self._schema = pa.schema([field.with_nullable(True) for field in schema])
+        self._plain = PlainJson(self._schema)
 
+    def parse(self, values: Sequence[bytes | None]) -> tuple[pa.Table, dict[int, str]]:
+        """Columns of the good messages, in order.
 
-def parse_lines(block: bytes, schema: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
-    """What `parse` says of the lines of a block, faster, for they need not be cut.
+        Args:
+            values: one JSON object each.
 
-    Args:
-        block: whole lines, one JSON object each; the last may lack its newline.
-        schema: as for `parse`.
-    """
-    if block and not block.endswith(b"\n"):
-        block += b"\n"
-    bytes_B = np.frombuffer(block, np.uint8)
-    end_N = np.flatnonzero(bytes_B == ord("\n"))
-    begin_N = np.append(0, end_N + 1)[:-1]
-    braced = (bytes_B[begin_N] == ord("{")).all() and (bytes_B[end_N - 1] == ord("}")).all()
-    table = _parse_joined(block, len(end_N), _nullable(schema)) if braced else None
-    return parse(block.split(b"\n")[:-1], schema) if table is None else (table, {})
+        Returns:
+            A row for each accepted message, and the reason for each other position of `values`.
+        """
+        return self._parse_all([value or b"" for value in values])
+
+    def parse_lines(self, block: bytes) -> tuple[pa.Table, dict[int, str]]:
+        """What `parse` says of the lines of a block, faster, for they need not be cut.
+
+        Args:
+            block: whole lines, one JSON object each; the last may lack its newline.
+        """
+        end = b"" if not block or block.endswith(b"\n") else b"\n"
+        framed = b"".join((BEFORE, block, end, PADDING))
+        num = int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord("\n"))) + len(end)
+        if (table := self._parse_plain(framed, num)) is not None:
+            return table, {}
+        return self.parse((block + end).split(b"\n")[:-1])
+
+    def _parse_all(self, values: list[bytes]) -> tuple[pa.Table, dict[int, str]]:
+        if (table := self._parse_together(values)) is not None:
+            return table, {}
+        if len(values) <= PIECE:
+            return self._parse_piece(values)
+        tables: list[pa.Table] = []
+        bad: dict[int, str] = {}
+        step = max(PIECE, -(-len(values) // PARTS))
+        for start in range(0, len(values), step):
+            table, faults = self._parse_all(values[start : start + step])
+            tables.append(table)
+            bad.update({start + i: reason for i, reason in faults.items()})
+        return pa.concat_tables(tables), bad
+
+    def _parse_piece(self, values: list[bytes]) -> tuple[pa.Table, dict[int, str]]:
+        """Find the bad ones among few messages."""
+        reasons = {i: why for i, value in enumerate(values) if (why := fault(value, self._schema))}
+        groups = [[i] for i in reasons]  # what Python refuses, pyarrow decides alone
+        groups += [[i for i in range(len(values)) if i not in reasons]]
+        tables: list[pa.Table] = [self._schema.empty_table()]
+        kept: list[int] = []
+        while groups:
+            group = groups.pop()
+            table = self._parse_together([values[i] for i in group])
+            if table is not None:
+                tables.append(table)
+                kept += group
+            elif len(group) > 1:
+                groups += [group[: len(group) // 2], group[len(group) // 2 :]]
+            else:
+                reasons.setdefault(group[0], "not_json")
+        bad = {i: reasons[i] for i in sorted(set(range(len(values))) - set(kept))}
+        return pa.concat_tables(tables).take(pa.array(np.argsort(kept), pa.int64())), bad
+
+    def _parse_together(self, values: list[bytes]) -> pa.Table | None:
+        """A row for each message; None if any of them is bad."""
+        if not values:
+            return self._schema.empty_table()
+        framed = b"\n".join((b"", *values, PADDING))
+        if (table := self._parse_plain(framed, len(values))) is not None:
+            return table
+        if not _all_braced(values):
+            return None
+        return self._parse_joined(framed[len(BEFORE) : -len(PADDING)], len(values))
+
+    def _parse_plain(self, framed: bytes, num: int) -> pa.Table | None:
+        return self._plain.read(framed, num) if framed.isascii() or _is_utf8(framed) else None
+
+    def _parse_joined(self, data: bytes, num: int) -> pa.Table | None:
+        """A row for each of `num` messages that begin and end with braces, joined by newlines."""
+        if not _is_safe(data, num):
+            return None
+        try:
+            table = pa.json.read_json(
+                pa.BufferReader(data),
+                read_options=pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+                parse_options=pa.json.ParseOptions(
+                    explicit_schema=self._schema, unexpected_field_behavior="ignore"
+                ),
+            )
+        except pa.ArrowException:
+            return None
+        return table if table.num_rows == num else None
 
 
 def fault(value: bytes, schema: pa.Schema) -> str | None:
@@ -99,72 +175,6 @@ def fits(value: Any, kind: pa.DataType) -> bool:
     if pa.types.is_floating(kind):
         return type(value) in (int, float)
     return isinstance(value, list) and all(x is None or fits(x, kind.value_type) for x in value)
-
-
-def _parse_all(values: list[bytes], schema: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
-    if (table := _parse_together(values, schema)) is not None:
-        return table, {}
-    if len(values) <= PIECE:
-        return _parse_piece(values, schema)
-    tables: list[pa.Table] = []
-    bad: dict[int, str] = {}
-    step = max(PIECE, -(-len(values) // PARTS))
-    for start in range(0, len(values), step):
-        table, faults = _parse_all(values[start : start + step], schema)
-        tables.append(table)
-        bad.update({start + i: reason for i, reason in faults.items()})
-    return pa.concat_tables(tables), bad
-
-
-def _parse_piece(values: list[bytes], schema: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
-    """Find the bad ones among few messages."""
-    reasons = {i: reason for i, value in enumerate(values) if (reason := fault(value, schema))}
-    groups = [[i] for i in reasons]  # what Python refuses, pyarrow decides alone
-    groups += [[i for i in range(len(values)) if i not in reasons]]
-    tables: list[pa.Table] = [schema.empty_table()]
-    kept: list[int] = []
-    while groups:
-        group = groups.pop()
-        table = _parse_together([values[i] for i in group], schema)
-        if table is not None:
-            tables.append(table)
-            kept += group
-        elif len(group) > 1:
-            groups += [group[: len(group) // 2], group[len(group) // 2 :]]
-        else:
-            reasons.setdefault(group[0], "not_json")
-    bad = {i: reasons[i] for i in sorted(set(range(len(values))) - set(kept))}
-    return pa.concat_tables(tables).take(pa.array(np.argsort(kept), pa.int64())), bad
-
-
-def _parse_together(values: list[bytes], schema: pa.Schema) -> pa.Table | None:
-    """A row for each message; None if any of them is bad."""
-    if not values:
-        return schema.empty_table()
-    if not _all_braced(values):
-        return None
-    return _parse_joined(b"\n".join((*values, b"")), len(values), schema)
-
-
-def _parse_joined(data: bytes, num: int, schema: pa.Schema) -> pa.Table | None:
-    """A row for each of `num` messages that begin and end with braces, joined by newlines."""
-    if not _is_safe(data, num):
-        return None
-    try:
-        table = pa.json.read_json(
-            pa.BufferReader(data),
-            read_options=pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
-            parse_options=pa.json.ParseOptions(
-                explicit_schema=schema, unexpected_field_behavior="ignore"
-            ),
-        )
-    except pa.ArrowException:
-        return None
-    return table if table.num_rows == num else None
-
-
-def _nullable(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([field.with_nullable(True) for field in schema])
 
 
 def _all_braced(values: list[bytes]) -> bool:

@@ -1,0 +1,284 @@
+"""The compiled reader of plain JSON agrees with the full parser, or leaves the lines to it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numba
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from flows.events.compiling import kept
+from flows.events.json_events import JsonReader
+from flows.events.plain_json import BEFORE, PlainJson
+from flows.events.words import PADDING
+
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "a_name_of_some_length": pa.string(),
+        "ts_ms": pa.int64(),
+        "value": pa.int8(),
+        "price": pa.float32(),
+        "p": pa.float64(),
+        "ads": pa.list_(pa.int64()),
+        "words": pa.list_(pa.string()),
+    }
+)
+NAMES = [*SCHEMA.names, "unknown", "ts", "a_name_of_some_lengths", "é"]
+
+TEXTS = st.text(max_size=20)
+INTEGERS = st.one_of(
+    st.integers(-200, 200), st.integers(-(2**63), 2**64), st.integers(0, 20).map(lambda k: 10**k)
+)
+FLOATS = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.floats(-1000, 1000).map(lambda x: round(x, 3)),
+)
+SCALARS = st.one_of(TEXTS, INTEGERS, FLOATS, st.none(), st.booleans())
+FITTING: dict[str, st.SearchStrategy[Any]] = {
+    "id": TEXTS,
+    "a_name_of_some_length": TEXTS,
+    "ts_ms": INTEGERS,
+    "value": st.integers(-130, 130),
+    "price": FLOATS,
+    "p": FLOATS,
+    "ads": st.lists(INTEGERS, max_size=4),
+    "words": st.lists(TEXTS, max_size=4),
+}
+FIELDS = st.one_of(
+    *(st.tuples(st.just(name), values) for name, values in FITTING.items()),
+    *(st.tuples(st.just(name), st.none()) for name in FITTING),
+    st.tuples(st.sampled_from(NAMES), st.one_of(SCALARS, st.lists(SCALARS, max_size=3))),
+)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> bytes:
+    """An object as writers write it, at times with a field twice or a few bytes damaged."""
+    fields = draw(st.lists(FIELDS, max_size=8, unique_by=lambda field: field[0]))
+    if draw(st.integers(0, 9)) == 0:
+        fields += draw(st.lists(FIELDS, max_size=2))
+    colon, comma = draw(st.sampled_from([(":", ","), (": ", ", "), (" :  ", " , "), (":\t", ",")]))
+    is_ascii = draw(st.booleans())
+    pairs = [
+        json.dumps(name, ensure_ascii=is_ascii)
+        + colon
+        + json.dumps(value, ensure_ascii=is_ascii, separators=(comma, colon))
+        for name, value in fields
+    ]
+    wire = ("{" + comma.join(pairs) + "}").encode("utf-8", "surrogatepass")
+    if draw(st.integers(0, 3)) == 0 and wire:
+        at = draw(st.integers(0, len(wire) - 1))
+        put = draw(st.sampled_from([b"", b"0", b"-", b".", b"e", b'"', b"\\", b",", b" ", b"\xff"]))
+        wire = wire[:at] + put + wire[at + draw(st.integers(0, 1)) :]
+    return wire
+
+
+def framed(lines: Sequence[bytes]) -> bytes:
+    return b"\n".join((BEFORE[:-1], *lines, PADDING))
+
+
+def plain(lines: Sequence[bytes], schema: pa.Schema = SCHEMA) -> pa.Table | None:
+    return PlainJson(schema).read(framed(lines), len(lines))
+
+
+class _FullReader(JsonReader):
+    """Without the compiled pass."""
+
+    def _parse_plain(self, framed: bytes, num: int) -> None:
+        return None
+
+
+def same_bits(a: pa.Table, b: pa.Table) -> bool:
+    """Equal, and the sign of zeros too."""
+    floats = [
+        np.array_equal(np.signbit(a[name].fill_null(0)), np.signbit(b[name].fill_null(0)))
+        for name in ("price", "p")
+    ]
+    return bool(a.equals(b) and all(floats))
+
+
+@settings(max_examples=500, deadline=None)
+@given(values=st.lists(messages(), max_size=5))
+@example(values=[b'{"id":"\\ud83d\\ude00\\u00e9\\n\\/"}', b'{"id":"\\ud83d"}'])
+@example(values=[b'{"price":-0.0,"p":-0}', b"{}", b"{ }"])
+@example(values=[b'{"unknown":{"id":"x"}}', b'{"unknown":"}{","id":"y"}'])
+def test_agrees_with_the_full_parser(values: list[bytes]) -> None:
+    found, bad = JsonReader(SCHEMA).parse(values)
+    expected, expected_bad = _FullReader(SCHEMA).parse(values)
+    assert bad == expected_bad
+    assert same_bits(found, expected)
+
+
+@settings(max_examples=300, deadline=None)
+@given(value=messages())
+def test_what_is_read_is_what_the_full_parser_reads(value: bytes) -> None:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return
+    if (table := plain([value])) is not None:
+        expected, bad = _FullReader(SCHEMA).parse([value])
+        assert not bad
+        assert same_bits(table, expected)
+
+
+PLAIN: dict[str, Any] = {
+    "id": 'quo"te \\ / é €',
+    "a_name_of_some_length": "",
+    "ts_ms": 1_700_000_000_000,
+    "value": -128,
+    "price": 0.30000001192092896,
+    "p": 2.5e-7,
+    "ads": [1, -2, 999_999_999_999_999_999],
+    "words": ["x" * 7, "y" * 8, "", "😀"],
+}
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        json.dumps(PLAIN),
+        json.dumps(PLAIN, separators=(",", ":")),
+        json.dumps(PLAIN, ensure_ascii=False),
+        json.dumps(dict(reversed(PLAIN.items()))),
+        json.dumps({"before": 1.5e3, **PLAIN, "behind": "x", "is": True, "not": False, "no": None}),
+        json.dumps({**PLAIN, **dict.fromkeys(["id", "price", "ads", "words", "value"])}),
+        json.dumps({"ts_ms": 0}),
+        "{}",
+    ],
+)
+def test_what_writers_write_is_plain(wire: str) -> None:
+    table = plain([wire.encode(), b'{"id":"next"}', wire.encode()])
+    assert table is not None
+    row = {name: json.loads(wire).get(name) for name in SCHEMA.names}
+    if row["price"] is not None:
+        row["price"] = float(np.float32(row["price"]))
+    assert table.slice(0, 1).to_pylist() == table.slice(2, 1).to_pylist() == [row]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"ts_ms":"1"}',
+        b'{"ts_ms":1.0}',
+        b'{"ts_ms":1e3}',
+        b'{"ts_ms":01}',
+        b'{"ts_ms":-0}',
+        b'{"ts_ms":1,"ts_ms":1}',
+        b'{"value":128}',
+        b'{"value":true}',
+        b'{"ts_ms":1234567890123456789}',
+        b'{"price":"1"}',
+        b'{"price":.5}',
+        b'{"price":1.}',
+        b'{"price":1e}',
+        b'{"price":1e39}',
+        b'{"price":NaN}',
+        b'{"p":0.12345678901234567}',
+        b'{"ads":[1,]}',
+        b'{"ads":[1 2]}',
+        b'{"ads":[null]}',
+        b'{"ads":[1',
+        b'{"words":["a"',
+        b'{"id":"a\\u12"}',
+        b'{"id":"\\u0000"}',
+        b'{"id":"\\udc00"}',
+        b'{"id":"\\ud800\\u0041"}',
+        b'{"id":"\\x"}',
+        b'{"id":"a\tb"}',
+        b'{"id":nul}',
+        b'{"unknown":[1]}',
+        b'{"unknown":tru}',
+        b'{"un\\u006bnown":1}',
+        b'{"id":"a"},',
+        b'{"id":"a"',
+        b'{"id"}',
+        b'{"id":',
+        b'{"id',
+        b"{",
+        b"{,}",
+        b'{"id":"a",}',
+        b'{"id":"a"} ',
+        b' {"id":"a"}',
+        b'{"id":"a"}{"id":"b"}',
+        b"",
+    ],
+)
+def test_what_is_wrong_or_rare_is_left_to_the_full_parser(line: bytes) -> None:
+    good = b'{"id":"good"}'
+    assert plain([line]) is None
+    assert plain([good, line]) is None
+    assert plain([line, good]) is None
+    assert plain([good]) is not None
+
+
+@settings(max_examples=2000, deadline=None)
+@given(
+    digits=st.integers(0, 10**19),
+    power=st.integers(-25, 12),
+    near=st.one_of(st.none(), st.floats(2**-20, 2**20, width=32)),
+    step=st.integers(-2, 2),
+)
+def test_numbers_are_the_nearest_floats(
+    digits: int, power: int, near: float | None, step: int
+) -> None:
+    text = f"{digits}e{power}"
+    if near is not None:  # beside the middle between two float32, which is hardest
+        above = struct.unpack("<f", struct.pack("<I", bits(near) + 1))[0]
+        middle = (Decimal(near) + Decimal(above)) / 2
+        text = f"{middle.quantize(Decimal('1e-14')) + Decimal(step) * Decimal('1e-14'):f}"
+    for name, kind in (("price", np.float32), ("p", np.float64)):
+        if (table := plain([f'{{"{name}":{text}}}'.encode()])) is None:
+            continue
+        found = kind(table[name][0].as_py())
+        away = abs(Fraction(float(found)) - Fraction(text))
+        for other in (np.nextafter(found, kind(np.inf)), np.nextafter(found, kind(-np.inf))):
+            assert away <= abs(Fraction(float(other)) - Fraction(text))
+
+
+def bits(value: float) -> int:
+    """Of a float32."""
+    return int(struct.unpack("<I", struct.pack("<f", value))[0])
+
+
+def test_any_order_and_number_of_columns_is_read() -> None:
+    names = [f"column_{c}" for c in range(40)]
+    schema = pa.schema(dict.fromkeys(names, pa.int64()))
+    rows = [{name: r for name in names[r:] + names[:r]} for r in range(40)]
+    table = plain([json.dumps(row).encode() for row in rows], schema)
+    assert table is not None
+    assert table.to_pylist() == [dict.fromkeys(names, r) for r in range(40)]
+
+
+def test_other_types_of_columns_are_left_to_the_full_parser() -> None:
+    assert plain([b'{"t":true}'], pa.schema({"t": pa.bool_()})) is None
+
+
+def test_columns_do_not_share_memory_with_later_ones() -> None:
+    reader = PlainJson(SCHEMA)
+    first = reader.read(framed([b'{"id":"first","ads":[1]}']), 1)
+    reader.read(framed([b'{"id":"other","ads":[2]}']), 1)
+    assert first is not None
+    assert first.select(["id", "ads"]).to_pylist() == [{"id": "first", "ads": [1]}]
+
+
+def test_compiles_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "/dev/null/nowhere")
+
+    @kept()
+    def twice(value: int) -> int:
+        return 2 * value
+
+    assert twice(4) == 8
+    assert numba.config.CACHE_DIR == "/dev/null/nowhere"
