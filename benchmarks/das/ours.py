@@ -37,8 +37,10 @@ from flows.settings import Settings
 LENGTH = struct.Struct("<I")
 SHARDS = 1
 """As the peers have one task slot, one thread."""
-BLOCK = 7_000_000
-"""Bytes read at a time: some 16,384 impressions, what `das.max_batch` is by default."""
+PIECE = 1_000_000
+"""Bytes read at a time, as many as a cache holds."""
+PIECES = 7
+"""Some 16,384 impressions, what `das.max_batch` is by default."""
 EPOCH_S = 3600.0
 """Longer than the job: no snapshot is taken, as the peers take none."""
 EVENT_RULES = {"impressions": impression_rules, "labels": label_rules}
@@ -81,23 +83,29 @@ class FilePartition(InputPartition):
 
     def read_rows(self) -> pa.Table:
         """Rows of the next lines, and behind the last that the file has `ended`."""
-        block = self._file.read(BLOCK) + self._file.readline()
-        rows = self._rows(block)
+        pieces = [self._file.read(PIECE) + self._file.readline() for _ in range(PIECES)]
+        rows = self._rows(pieces)
         self._offset += rows.num_rows
         if not self._lateness.judge(rows["ts_ms"].to_numpy()).all():
             raise RuntimeError(f"{self._file.name} must be in the order of event time")
-        if not block:
+        if not pieces[-1]:
             self.ended = True
             self._lateness.end()
         return rows
 
-    def _rows(self, lines: bytes) -> pa.Table:
+    def _rows(self, pieces: list[bytes]) -> pa.Table:
         """Rows of lines, by the parser and the rules of flows/events/reader.py."""
+        tables: list[pa.Table] = []
+        bad: dict[int, str] = {}
+        for piece in pieces:
+            offset = sum(table.num_rows for table in tables)
+            table, faults = self._json.parse_lines(piece)
+            tables.append(table)
+            bad.update({offset + line: why for line, why in faults.items()})
+        columns = pa.concat_tables(tables).combine_chunks()
         if self._rules is None:
-            columns, bad = self._json.parse_lines(lines)
             rows = columns.cast(self._schema)
         else:
-            columns, bad = self._json.parse_lines(lines)
             for why, bad_N in self._rules.faults(columns):
                 bad |= dict.fromkeys(map(int, np.flatnonzero(bad_N)), why)
             rows = self._rules.finish(self._addressed(columns))

@@ -30,6 +30,8 @@ from flows.events.plain_json import BEFORE, PlainJson
 from flows.events.words import PADDING
 
 NULL_BEHIND_OBJECT = re.compile(rb"}\s*null")
+AT_ONCE = 2048
+"""Messages that are joined: what they hold stays in the processor's cache."""
 PIECE = 64
 """A batch that holds a bad message is cut to pieces of at most this, each looked at by itself."""
 PARTS = 8
@@ -61,7 +63,14 @@ class JsonReader:
         Returns:
             A row for each accepted message, and the reason for each other position of `values`.
         """
-        return self._parse_all([value or b"" for value in values])
+        wires = [value or b"" for value in values]
+        tables: list[pa.Table] = []
+        bad: dict[int, str] = {}
+        for start in range(0, len(wires) or 1, AT_ONCE):
+            table, faults = self._parse_all(wires[start : start + AT_ONCE])
+            tables.append(table)
+            bad.update({start + i: reason for i, reason in faults.items()})
+        return pa.concat_tables(tables).combine_chunks(), bad
 
     def parse_lines(self, block: bytes) -> tuple[pa.Table, dict[int, str]]:
         """What `parse` says of the lines of a block, faster, for they need not be cut.

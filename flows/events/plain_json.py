@@ -73,8 +73,11 @@ class PlainJson:
             )
             if not json_scan.scan(np.frombuffer(framed, np.uint8), self._plan, columns):
                 return None
-            arrays = [_array(columns, self._plan, column) for column in range(len(self._schema))]
-        return pa.table(arrays, names=self._schema.names).cast(self._schema)
+            arrays = [
+                _array(columns, self._plan, column, field.type)
+                for column, field in enumerate(self._schema)
+            ]
+        return pa.Table.from_arrays(arrays, schema=self._schema)
 
 
 @contextmanager
@@ -126,22 +129,32 @@ def _kind(kind: pa.DataType) -> int | None:
     return kinds.get(kind)
 
 
-def _array(columns: Columns, plan: Plan, column: int) -> pa.Array:
-    kind, slot = plan.kind[column], plan.slot[column]
+def _array(columns: Columns, plan: Plan, column: int, kind: pa.DataType) -> pa.Array:
+    slot, text_slot = plan.slot[column], plan.text_slot[column]
     valid = _bitmap(columns.state[column] == VALUE)
-    if kind == TEXT:
-        return _texts(columns.text[slot], columns.text_end[slot], valid)
-    if kind in (INTEGERS, TEXTS):
-        end_N = columns.items_end[slot]
-        items = columns.items[slot, : end_N[-1]]
-        if kind == INTEGERS:
-            return _lists(pa.array(items.copy()), end_N, valid)
-        item_end = np.append(0, items - len(columns.text[0]) * plan.text_slot[column])
-        texts = _texts(columns.text[plan.text_slot[column]], item_end.astype(np.int32), None)
-        return _lists(texts, end_N, valid)
-    values = {INTEGER: columns.integers, FLOAT: columns.floats, DOUBLE: columns.doubles}[kind]
-    of = pa.from_numpy_dtype(values.dtype)
-    return pa.Array.from_buffers(of, values.shape[1], [valid, pa.py_buffer(values[slot])])
+    match plan.kind[column]:
+        case json_scan.TEXT:
+            return _texts(columns.text[slot], columns.text_end[slot], valid)
+        case json_scan.INTEGERS:
+            end_N = columns.items_end[slot]
+            return _lists(_numbers(columns.items[slot, : end_N[-1]].copy(), None), end_N, valid)
+        case json_scan.TEXTS:
+            end_N = columns.items_end[slot]
+            text = columns.text[text_slot]
+            item_end = np.append(0, columns.items[slot, : end_N[-1]] - len(text) * text_slot)
+            return _lists(_texts(text, item_end.astype(np.int32), None), end_N, valid)
+        case json_scan.INTEGER:
+            array = _numbers(columns.integers[slot], valid)
+            return array if kind == array.type else array.cast(kind)
+        case json_scan.FLOAT:
+            return _numbers(columns.floats[slot], valid)
+        case _:
+            return _numbers(columns.doubles[slot], valid)
+
+
+def _numbers(values_N: Array, valid: pa.Buffer | None) -> pa.Array:
+    kind = pa.from_numpy_dtype(values_N.dtype)
+    return pa.Array.from_buffers(kind, len(values_N), [valid, pa.py_buffer(values_N)])
 
 
 def _bitmap(valid_N: Array) -> pa.Buffer | None:
