@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from decimal import Decimal
+from decimal import Context, Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -89,14 +89,17 @@ def framed(lines: Sequence[bytes]) -> bytes:
 
 
 def plain(lines: Sequence[bytes], schema: pa.Schema = SCHEMA) -> pa.Table | None:
-    return PlainJson(schema).read(framed(lines), len(lines))
+    """None if any line is not."""
+    read = PlainJson(schema).read(framed(lines), len(lines))
+    return None if read is None or not read[1].all() else read[0]
 
 
 class _FullReader(JsonReader):
     """Without the compiled pass."""
 
-    def _parse_plain(self, framed: bytes, num: int) -> None:
-        return None
+    def __init__(self, schema: pa.Schema) -> None:
+        super().__init__(schema)
+        self._parse = self._parse_all  # type: ignore[method-assign]
 
 
 def same_bits(a: pa.Table, b: pa.Table) -> bool:
@@ -185,7 +188,9 @@ def test_what_writers_write_is_plain(wire: str) -> None:
         b'{"price":1e}',
         b'{"price":1e39}',
         b'{"price":NaN}',
-        b'{"p":0.12345678901234567}',
+        b'{"p":0.12345678901234567890}',
+        b'{"p":1e70}',
+        b'{"p":9007199254740993}',
         b'{"ads":[1,]}',
         b'{"ads":[1 2]}',
         b'{"ads":[null]}',
@@ -216,11 +221,19 @@ def test_what_writers_write_is_plain(wire: str) -> None:
     ],
 )
 def test_what_is_wrong_or_rare_is_left_to_the_full_parser(line: bytes) -> None:
+    good = b'{"id":"good","ads":[1,2],"words":["a"]}'
+    read = PlainJson(SCHEMA).read(framed([good, line, good, line, line]), 5)
+    assert read is not None
+    assert read[1].tolist() == [True, False, True, False, False]
+    assert read[0].take([0]) == read[0].take([2]) == plain([good])
+    nothing = [dict.fromkeys(SCHEMA.names)]
+    assert [read[0].take([i]).to_pylist() for i in (1, 3, 4)] == [nothing] * 3
+
+
+def test_another_number_of_lines_is_not_read() -> None:
     good = b'{"id":"good"}'
-    assert plain([line]) is None
-    assert plain([good, line]) is None
-    assert plain([line, good]) is None
-    assert plain([good]) is not None
+    assert PlainJson(SCHEMA).read(framed([good, good]), 1) is None
+    assert PlainJson(SCHEMA).read(framed([good, good]), 3) is None
 
 
 @settings(max_examples=2000, deadline=None)
@@ -247,6 +260,27 @@ def test_numbers_are_the_nearest_floats(
             assert away <= abs(Fraction(float(other)) - Fraction(text))
 
 
+@settings(max_examples=2000, deadline=None)
+@given(
+    value=st.one_of(st.floats(1e-30, 1e30), st.floats(1e-9, 1), st.floats(2**-90, 2**90, width=32))
+)
+def test_what_python_writes_of_a_float_is_plain(value: float) -> None:
+    table = plain([f'{{"p":{value!r},"price":{-value!r}}}'.encode()])
+    assert table is not None
+    assert table["p"][0].as_py() == value
+    assert table["price"][0].as_py() == -float(np.float32(value))
+
+
+@settings(max_examples=1000, deadline=None)
+@given(value=st.floats(1e-20, 1e20), step=st.integers(-1, 1))
+def test_numbers_beside_the_middle_of_two_floats_are_not_mistaken(value: float, step: int) -> None:
+    middle = (Decimal(value) + Decimal(float(np.nextafter(value, np.inf)))) / 2
+    _, digits, exponent = Context(prec=18).create_decimal(middle).as_tuple()
+    text = f"{int(''.join(map(str, digits))) + step}e{exponent}"
+    if (table := plain([f'{{"p":{text}}}'.encode()])) is not None:
+        assert table["p"][0].as_py() == float(text)
+
+
 def bits(value: float) -> int:
     """Of a float32."""
     return int(struct.unpack("<I", struct.pack("<f", value))[0])
@@ -270,7 +304,7 @@ def test_columns_do_not_share_memory_with_later_ones() -> None:
     first = reader.read(framed([b'{"id":"first","ads":[1]}']), 1)
     reader.read(framed([b'{"id":"other","ads":[2]}']), 1)
     assert first is not None
-    assert first.select(["id", "ads"]).to_pylist() == [{"id": "first", "ads": [1]}]
+    assert first[0].select(["id", "ads"]).to_pylist() == [{"id": "first", "ads": [1]}]
 
 
 def test_compiles_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,12 @@
 Whether a message is accepted depends on that message alone, never on its neighbours in a batch: a
 replay cuts the log into other batches and must come to the same rows.
 
-Plain messages, as most writers write them all, are read by one compiled pass (`plain_json`). If
-some are not, one call of pyarrow's parser reads all messages, joined by newlines. It ends objects
-by their braces, not at newlines, so messages could merge or split. They do not, if each begins with
-`{`, ends with `}`, and there are as many rows as messages: inside an object or a list no `{` may
-follow a `}`, and no raw newline may stand in a string, so every join lies between two objects,
-every message holds one or more whole objects, and equal counts leave one each.
+Plain messages, as most writers write them all, are read by one compiled pass (`plain_json`). One
+call of pyarrow's parser reads all others, joined by newlines. It ends objects by their braces, not
+at newlines, so messages could merge or split. They do not, if each begins with `{`, ends with `}`,
+and there are as many rows as messages: inside an object or a list no `{` may follow a `}`, and no
+raw newline may stand in a string, so every join lies between two objects, every message holds one
+or more whole objects, and equal counts leave one each.
 
 Two things are kept from that parser, which would end the process or its input: a `null` between
 objects, and NUL.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -39,6 +39,7 @@ PARTS = 8
 SPACE = b" \t\r\n"
 OPEN, CLOSE = set(b"{"), set(b"}")
 FIRST, LAST = itemgetter(0), itemgetter(-1)
+_Parse = Callable[[list[bytes]], tuple[pa.Table, dict[int, str]]]
 
 
 class JsonReader:
@@ -63,14 +64,7 @@ class JsonReader:
         Returns:
             A row for each accepted message, and the reason for each other position of `values`.
         """
-        wires = [value or b"" for value in values]
-        tables: list[pa.Table] = []
-        bad: dict[int, str] = {}
-        for start in range(0, len(wires) or 1, AT_ONCE):
-            table, faults = self._parse_all(wires[start : start + AT_ONCE])
-            tables.append(table)
-            bad.update({start + i: reason for i, reason in faults.items()})
-        return pa.concat_tables(tables).combine_chunks(), bad
+        return _in_groups(self._parse, [value or b"" for value in values], AT_ONCE)
 
     def parse_lines(self, block: bytes) -> tuple[pa.Table, dict[int, str]]:
         """What `parse` says of the lines of a block, faster, for they need not be cut.
@@ -81,23 +75,38 @@ class JsonReader:
         end = b"" if not block or block.endswith(b"\n") else b"\n"
         framed = b"".join((BEFORE, block, end, PADDING))
         num = int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord("\n"))) + len(end)
-        if (table := self._parse_plain(framed, num)) is not None:
-            return table, {}
+        if framed.isascii() or _is_utf8(framed):
+            read = self._plain.read(framed, num)
+            if read is not None and read[1].all():
+                return read[0], {}
         return self.parse((block + end).split(b"\n")[:-1])
 
+    def _parse(self, values: list[bytes]) -> tuple[pa.Table, dict[int, str]]:
+        """Those that are plain in one pass, the others together."""
+        if not values:
+            return self._schema.empty_table(), {}
+        framed = b"\n".join((b"", *values, PADDING))
+        if not framed.isascii() and not _is_utf8(framed):
+            framed = b"\n".join((b"", *(v if _is_utf8(v) else b"" for v in values), PADDING))
+        if (read := self._plain.read(framed, len(values))) is None:
+            return self._parse_all(values)
+        table, is_plain_N = read
+        if is_plain_N.all():
+            return table, {}
+        others = np.flatnonzero(~is_plain_N)
+        full, faults = self._parse_all([values[i] for i in others])
+        bad = {int(others[i]): reason for i, reason in faults.items()}
+        kept = np.append(np.flatnonzero(is_plain_N), np.delete(others, list(faults)))
+        table = pa.concat_tables([table.filter(pa.array(is_plain_N)), full])
+        return table.take(pa.array(np.argsort(kept), pa.int64())), bad
+
     def _parse_all(self, values: list[bytes]) -> tuple[pa.Table, dict[int, str]]:
+        """By the full parser: together if none is bad, else in ever smaller groups."""
         if (table := self._parse_together(values)) is not None:
             return table, {}
         if len(values) <= PIECE:
             return self._parse_piece(values)
-        tables: list[pa.Table] = []
-        bad: dict[int, str] = {}
-        step = max(PIECE, -(-len(values) // PARTS))
-        for start in range(0, len(values), step):
-            table, faults = self._parse_all(values[start : start + step])
-            tables.append(table)
-            bad.update({start + i: reason for i, reason in faults.items()})
-        return pa.concat_tables(tables), bad
+        return _in_groups(self._parse_all, values, max(PIECE, -(-len(values) // PARTS)))
 
     def _parse_piece(self, values: list[bytes]) -> tuple[pa.Table, dict[int, str]]:
         """Find the bad ones among few messages."""
@@ -123,15 +132,9 @@ class JsonReader:
         """A row for each message; None if any of them is bad."""
         if not values:
             return self._schema.empty_table()
-        framed = b"\n".join((b"", *values, PADDING))
-        if (table := self._parse_plain(framed, len(values))) is not None:
-            return table
         if not _all_braced(values):
             return None
-        return self._parse_joined(framed[len(BEFORE) : -len(PADDING)], len(values))
-
-    def _parse_plain(self, framed: bytes, num: int) -> pa.Table | None:
-        return self._plain.read(framed, num) if framed.isascii() or _is_utf8(framed) else None
+        return self._parse_joined(b"\n".join((*values, b"")), len(values))
 
     def _parse_joined(self, data: bytes, num: int) -> pa.Table | None:
         """A row for each of `num` messages that begin and end with braces, joined by newlines."""
@@ -184,6 +187,17 @@ def fits(value: Any, kind: pa.DataType) -> bool:
     if pa.types.is_floating(kind):
         return type(value) in (int, float)
     return isinstance(value, list) and all(x is None or fits(x, kind.value_type) for x in value)
+
+
+def _in_groups(parse: _Parse, values: list[bytes], num: int) -> tuple[pa.Table, dict[int, str]]:
+    """What `parse` says of each group of at most `num` messages."""
+    tables: list[pa.Table] = []
+    bad: dict[int, str] = {}
+    for start in range(0, len(values) or 1, num):
+        table, faults = parse(values[start : start + num])
+        tables.append(table)
+        bad.update({start + i: reason for i, reason in faults.items()})
+    return pa.concat_tables(tables).combine_chunks(), bad
 
 
 def _all_braced(values: list[bytes]) -> bool:

@@ -1,9 +1,9 @@
 """One compiled pass over lines of plain JSON objects, whose values go straight to columns.
 
 Plain is what writers of events write: an object of flat fields a line, spaces between its parts or
-none. The pass ends at anything else, be it wrong or just rare; a full parser then decides. What it
-does read, it reads as JSON (RFC 8259) says: no number may be quoted, begin with a 0 or be cut to
-fit, and no field of the schema may come twice.
+none. The pass leaves out lines that are not, be they wrong or just rare; a full parser then
+decides. What it does read, it reads as JSON (RFC 8259) says: no number may be quoted, begin with a
+0 or be cut to fit, and no field of the schema may come twice.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ class Plan(NamedTuple):
 class Columns(NamedTuple):
     """What is found in N lines; what is not said to be otherwise is 0 at first."""
 
+    is_plain: Array
+    """Which lines are; of others nothing is found, uint8 [N]."""
     state: Array
     """ABSENT, NULL or VALUE, uint8 [C, N]."""
     integers: Array
@@ -118,7 +120,7 @@ def scan(lines: Array, plan: Plan, columns: Columns) -> bool:
         columns: is filled.
 
     Returns:
-        Whether each line was plain, and there were N of them; if not, `columns` is of no use.
+        Whether there were N lines; if not, `columns` is of no use.
     """
     data = start(lines)
     num_columns, num_rows = columns.state.shape
@@ -147,16 +149,39 @@ def scan(lines: Array, plan: Plan, columns: Columns) -> bool:
     while at < end:
         if row == num_rows:
             return False
-        at = _line(data, at, row, to)
-        if at == NO:
-            return False
+        behind = _line(data, at, row, to)
+        columns.is_plain[row] = behind != NO
+        if behind == NO:
+            _forget(columns, row, len(lines))
+            behind = _next_line(data, at)
+        at = behind
         row += 1
         for slot in range(len(columns.items_now)):
             columns.items_end[slot, row] = columns.items_now[slot] - slot * len(lines)
         for slot in range(len(columns.text_now)):
             columns.text_end[slot, row] = columns.text_now[slot] - slot * len(lines)
-    is_whole: bool = row == num_rows
-    return is_whole
+    has_all: bool = row == num_rows
+    return has_all
+
+
+@compiled
+def _forget(columns: Columns, row: int, room: int) -> None:
+    """What was found in a line."""
+    columns.state[:, row] = ABSENT
+    columns.integers[:, row] = 0
+    columns.floats[:, row] = 0
+    columns.doubles[:, row] = 0
+    for slot in range(len(columns.items_now)):
+        columns.items_now[slot] = columns.items_end[slot, row] + slot * room
+    for slot in range(len(columns.text_now)):
+        columns.text_now[slot] = columns.text_end[slot, row] + slot * room
+
+
+@compiled
+def _next_line(data: Any, at: int) -> int:
+    while data[at] != _NEWLINE:
+        at += 1
+    return at + 1
 
 
 @compiled

@@ -18,10 +18,8 @@ NO = 0
 
 TENS = np.array([float(f"1e{power}") for power in range(61)])
 """Powers of ten, each the nearest float64."""
-EXACT_TENS = 22
-"""Up to that they are exact."""
-EXACT_DIGITS = 1 << 53
-"""Integers below are float64 without rounding."""
+TENS_REST = np.array([float(10**power - int(ten)) for power, ten in enumerate(TENS)])
+"""What these lack."""
 TENS_OF_WORD = np.array([10**num for num in range(9)])
 """By the number of digits in a word."""
 MASKS = np.array([(1 << 8 * num) - 1 for num in range(9)], np.uint64)
@@ -30,6 +28,8 @@ MOST_DIGITS = 18
 """Always within an int64."""
 SLACK = 1e-15
 """Bounds the relative error of digits / TENS: three roundings of 2**-53."""
+OFF_SLACK = 1e-14
+"""Bounds that of the second part of a number, of which the first is the nearest float64 or so."""
 LEAST_FLOAT, MOST_FLOAT = 1.2e-38, 3.4e38
 """Within the normal range of float32."""
 
@@ -129,16 +129,10 @@ def _number(data: Any, at: int) -> tuple[int, bool, int, int]:
 
 
 @compiled
-def _scaled(digits: int, power: int) -> float:
-    value: float = digits / TENS[-power] if power < 0 else digits * TENS[power]
-    return value
-
-
-@compiled
 def float32(data: Any, at: int) -> tuple[int, np.float32]:
     """Behind a number, and the nearest float32, if float64 is near enough to tell which that is."""
     at, is_negative, digits, power = _number(data, at)
-    value = _scaled(digits, power)
+    value = digits / TENS[-power] if power < 0 else digits * TENS[power]
     nearest = np.float32(value * (1 + SLACK))
     if digits != 0 and (
         value < LEAST_FLOAT or value > MOST_FLOAT or nearest != np.float32(value * (1 - SLACK))
@@ -149,12 +143,42 @@ def float32(data: Any, at: int) -> tuple[int, np.float32]:
 
 @compiled
 def float64(data: Any, at: int) -> tuple[int, float]:
-    """Behind a number, and the nearest float64, if one rounding gives it (Clinger, 1990)."""
+    """Behind a number, and the nearest float64, if twice its precision tells which that is.
+
+    Digits, power of ten and result are sums of two float64 each, as Dekker (1971) has it.
+    """
     at, is_negative, digits, power = _number(data, at)
-    if digits >= EXACT_DIGITS or abs(power) > EXACT_TENS:
-        return NO, 0.0
-    value = _scaled(digits, power)
+    high = float(digits)
+    low = float(digits - int(high))
+    ten, rest = TENS[abs(power)], TENS_REST[abs(power)]
+    if power < 0:
+        near = high / ten
+        product, error = _product(near, ten)
+        off = (high - product - error - near * rest + low) / ten
+    else:
+        near, error = _product(high, ten)
+        off = error + (high * rest + low * ten)
+    value = near + off * (1 + OFF_SLACK)
+    if value != near + off * (1 - OFF_SLACK):
+        return NO, value
     return at, -value if is_negative else value
+
+
+@compiled
+def _product(a: float, b: float) -> tuple[float, float]:
+    """As float64, and what that lacks."""
+    a_high, a_low = _halves(a)
+    b_high, b_low = _halves(b)
+    near = a * b
+    return near, (a_high * b_high - near + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+@compiled
+def _halves(value: float) -> tuple[float, float]:
+    """Two of 26 bits whose sum it is."""
+    scaled = value * (2**27 + 1)
+    high = scaled - (scaled - value)
+    return high, value - high
 
 
 @compiled

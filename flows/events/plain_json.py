@@ -43,7 +43,7 @@ class PlainJson:
         self._plan = _plan(schema)
         self.read(BEFORE + PADDING, 0)
 
-    def read(self, framed: bytes, num: int) -> pa.Table | None:
+    def read(self, framed: bytes, num: int) -> tuple[pa.Table, Array] | None:
         """A row for each line.
 
         Args:
@@ -51,8 +51,9 @@ class PlainJson:
             num: lines.
 
         Returns:
-            Fields outside of the schema are ignored, absent ones null. None if a line is not
-            plain, be it wrong or just rare, or if a column is of another type than events have.
+            The rows, and which lines are plain, bool [N]: the others are rows of nulls. Fields
+            outside of the schema are ignored, absent ones null. None if the number of lines is
+            another, or if a column is of another type than events have.
         """
         if self._plan is None or len(framed) > MOST_BYTES:
             return None
@@ -60,6 +61,7 @@ class PlainJson:
         texts, lists = kinds[TEXT] + kinds[TEXTS], kinds[INTEGERS] + kinds[TEXTS]
         with _scratch(len(framed) * (texts + 8 * lists)) as scratch:
             columns = Columns(
+                is_plain=np.zeros(num, np.uint8),
                 state=np.zeros((len(self._schema), num), np.uint8),
                 integers=np.zeros((kinds[INTEGER], num), np.int64),
                 floats=np.zeros((kinds[FLOAT], num), np.float32),
@@ -77,7 +79,7 @@ class PlainJson:
                 _array(columns, self._plan, column, field.type)
                 for column, field in enumerate(self._schema)
             ]
-        return pa.Table.from_arrays(arrays, schema=self._schema)
+        return pa.Table.from_arrays(arrays, schema=self._schema), columns.is_plain != 0
 
 
 @contextmanager
