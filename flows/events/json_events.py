@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
+from flows.events.compiling import Array
 from flows.events.plain_json import BEFORE, PlainJson
 from flows.events.words import PADDING
 
@@ -75,20 +76,19 @@ class JsonReader:
         end = b"" if not block or block.endswith(b"\n") else b"\n"
         framed = b"".join((BEFORE, block, end, PADDING))
         num = int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord("\n"))) + len(end)
-        if framed.isascii() or _is_utf8(framed):
-            read = self._plain.read(framed, num)
-            if read is not None and read[1].all():
-                return read[0], {}
+        read = self._plain.read(framed, num) if _is_utf8(framed) else None
+        if read is not None and read[1].all():
+            return read[0], {}
         return self.parse((block + end).split(b"\n")[:-1])
 
     def _parse(self, values: list[bytes]) -> tuple[pa.Table, dict[int, str]]:
         """Those that are plain in one pass, the others together."""
         if not values:
             return self._schema.empty_table(), {}
-        framed = b"\n".join((b"", *values, PADDING))
-        if not framed.isascii() and not _is_utf8(framed):
-            framed = b"\n".join((b"", *(v if _is_utf8(v) else b"" for v in values), PADDING))
-        if (read := self._plain.read(framed, len(values))) is None:
+        read = self._read_plain(values)
+        if read is None:  # without those that would be no text, or more lines than one
+            read = self._read_plain([v if _is_utf8(v) and b"\n" not in v else b"" for v in values])
+        if read is None:  # the schema is none for it
             return self._parse_all(values)
         table, is_plain_N = read
         if is_plain_N.all():
@@ -99,6 +99,10 @@ class JsonReader:
         kept = np.append(np.flatnonzero(is_plain_N), np.delete(others, list(faults)))
         table = pa.concat_tables([table.filter(pa.array(is_plain_N)), full])
         return table.take(pa.array(np.argsort(kept), pa.int64())), bad
+
+    def _read_plain(self, values: list[bytes]) -> tuple[pa.Table, Array] | None:
+        framed = b"\n".join((b"", *values, PADDING))
+        return self._plain.read(framed, len(values)) if _is_utf8(framed) else None
 
     def _parse_all(self, values: list[bytes]) -> tuple[pa.Table, dict[int, str]]:
         """By the full parser: together if none is bad, else in ever smaller groups."""
@@ -212,7 +216,7 @@ def _braced(value: bytes) -> bool:
 
 
 def _is_safe(data: bytes, num: int) -> bool:
-    if b"\0" in data or not (data.isascii() or _is_utf8(data)):
+    if b"\0" in data or not _is_utf8(data):
         return False
     if np.count_nonzero(np.frombuffer(data, np.uint8) == ord("}")) == num:
         return True  # one ends each message, so nothing stands behind an object
@@ -222,6 +226,8 @@ def _is_safe(data: bytes, num: int) -> bool:
 
 
 def _is_utf8(data: bytes) -> bool:
+    if data.isascii():
+        return True
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:

@@ -109,12 +109,17 @@ def _number(data: Any, at: int) -> tuple[int, bool, int, int]:
     if num == 0 or (data[begin] == _ZERO and num > 1):
         return NO, False, 0, 0
     if data[at] == _DOT:
-        begin = at + 1
-        at, digits = _digits(data, begin, digits)
+        begin = at = at + 1
+        if digits == 0:
+            num = 0
+            while data[at] == _ZERO:
+                at += 1
+        num -= at
+        at, digits = _digits(data, at, digits)
+        num += at
         power = begin - at
         if power == 0:
             return NO, False, 0, 0
-        num -= power
     if data[at] == _e or data[at] == _E:
         at += 1
         is_small = data[at] == _MINUS
