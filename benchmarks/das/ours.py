@@ -248,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     files, clock = event_files(given.rows, given.work), Clock()
     pa.set_cpu_count(1)
+    JsonReader(prediction_schema(settings(SHARDS)))  # loads compiled code, as an import does
     if given.only_decode:
         with clock.running():
             decode_only(files, settings(SHARDS))
