@@ -7,6 +7,7 @@ import struct
 from collections.abc import Sequence
 from decimal import Context, Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -16,7 +17,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flows.events.compiling import kept
+from flows.events import json_events, plain_json, words
+from flows.events.compiling import Kept
 from flows.events.json_events import JsonReader
 from flows.events.plain_json import BEFORE, PlainJson
 from flows.events.words import PADDING
@@ -43,8 +45,11 @@ FLOATS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
     st.floats(width=32, allow_nan=False, allow_infinity=False),
     st.floats(-1000, 1000).map(lambda x: round(x, 3)),
+    st.integers(60, 120).map(lambda power: Decimal(2**power)),
 )
-SCALARS = st.one_of(TEXTS, INTEGERS, FLOATS, st.none(), st.booleans())
+SCALARS = st.one_of(
+    TEXTS, INTEGERS, st.floats(allow_nan=False, allow_infinity=False), st.none(), st.booleans()
+)
 FITTING: dict[str, st.SearchStrategy[Any]] = {
     "id": TEXTS,
     "a_name_of_some_length": TEXTS,
@@ -62,6 +67,11 @@ FIELDS = st.one_of(
 )
 
 
+def written(value: Any, **options: Any) -> str:
+    """JSON; of a Decimal all digits and a point, as some writers have it."""
+    return f"{value}.0" if isinstance(value, Decimal) else json.dumps(value, **options)
+
+
 @st.composite
 def messages(draw: st.DrawFn) -> bytes:
     """An object as writers write it, at times with a field twice or a few bytes damaged."""
@@ -73,7 +83,7 @@ def messages(draw: st.DrawFn) -> bytes:
     pairs = [
         json.dumps(name, ensure_ascii=is_ascii)
         + colon
-        + json.dumps(value, ensure_ascii=is_ascii, separators=(comma, colon))
+        + written(value, ensure_ascii=is_ascii, separators=(comma, colon))
         for name, value in fields
     ]
     wire = ("{" + comma.join(pairs) + "}").encode("utf-8", "surrogatepass")
@@ -193,6 +203,9 @@ def test_what_writers_write_is_plain(wire: str) -> None:
         b'{"p":9007199254740993}',
         b'{"p":0.0e}',
         b'{"price":00.5}',
+        b'{"p":18446744073709551616.5}',
+        b'{"price":36893488147419103232.0}',
+        b'{"p":10000000000000000303786028427003666890752.0}',
         b'{"ads":[1,]}',
         b'{"ads":[1 2]}',
         b'{"ads":[null]}',
@@ -301,8 +314,34 @@ def test_any_order_and_number_of_columns_is_read() -> None:
     assert table.to_pylist() == [dict.fromkeys(names, r) for r in range(40)]
 
 
-def test_other_types_of_columns_are_left_to_the_full_parser() -> None:
-    assert plain([b'{"t":true}'], pa.schema({"t": pa.bool_()})) is None
+@pytest.mark.parametrize(
+    "schema",
+    [
+        pa.schema({"t": pa.bool_()}),
+        pa.schema([]),
+        pa.schema([("a", pa.int64()), ("a", pa.int64())]),
+        *(
+            pa.schema({name: pa.int64()})
+            for name in ('a"', 'a":1,"b', "a\\", "a\\nb", "a\nb", "\0")
+        ),
+    ],
+)
+def test_other_columns_are_left_to_the_full_parser(schema: pa.Schema) -> None:
+    lines = [b'{"t":true}', b'{"a":1,"b":2}', b'{"a"":1}', b'{"a\\":1}', b'{"a\\nb":1}', b'{"']
+    for line in lines:
+        assert plain([line], schema) is None
+
+
+def test_long_messages_are_read_in_smaller_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [json.dumps({"id": str(i), "unknown": "x" * 3000}).encode() for i in range(50)]
+    expected = JsonReader(SCHEMA).parse(values)
+    monkeypatch.setattr(json_events, "BYTES_AT_ONCE", 10_000)
+    monkeypatch.setattr(plain_json, "KEPT_SCRATCH", 1000)
+    assert JsonReader(SCHEMA).parse(values) == expected
+    monkeypatch.setattr(plain_json, "MOST_SCRATCH", 10_000)
+    assert plain(values[:1]) is None
+    assert JsonReader(SCHEMA).parse(values) == expected
+    assert expected[0]["id"].to_pylist() == [str(i) for i in range(50)]
 
 
 def test_columns_do_not_share_memory_with_later_ones() -> None:
@@ -315,10 +354,44 @@ def test_columns_do_not_share_memory_with_later_ones() -> None:
 
 def test_compiles_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba.config, "CACHE_DIR", "/dev/null/nowhere")
-
-    @kept()
-    def twice(value: int) -> int:
-        return 2 * value
-
+    twice = Kept(doubled, ())
+    assert twice.folder is None
     assert twice(4) == 8
     assert numba.config.CACHE_DIR == "/dev/null/nowhere"
+
+
+def test_each_content_of_the_modules_has_its_own_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    here, there = Kept(doubled, ()), Kept(doubled, (words,))
+    assert here.folder != there.folder
+    assert here(4) == 8
+    assert here.folder is not None
+    assert there.folder is not None
+    assert list(here.folder.rglob("*.nbc"))
+    assert not list(there.folder.rglob("*.nbc"))
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("size", [0, 20])
+def test_what_was_kept_and_damaged_is_named_and_compiled_anew(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    suffix: str,
+    size: int,
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert Kept(doubled, ())(4) == 8
+    (path,) = tmp_path.rglob(f"*.{suffix}")
+    path.write_bytes(path.read_bytes()[:size])
+    again = Kept(doubled, ())
+    folder = again.folder
+    assert again(4) == again(4) == 8
+    assert f"{folder} cannot be used, remove it" in caplog.text
+
+
+def doubled(value: int) -> int:
+    """To be compiled."""
+    return 2 * value

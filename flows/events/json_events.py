@@ -33,6 +33,8 @@ from flows.events.words import PADDING
 NULL_BEHIND_OBJECT = re.compile(rb"}\s*null")
 AT_ONCE = 2048
 """Messages that are joined: what they hold stays in the processor's cache."""
+BYTES_AT_ONCE = 2**22
+"""Of these messages; longer ones are read in smaller groups."""
 PIECE = 64
 """A batch that holds a bad message is cut to pieces of at most this, each looked at by itself."""
 PARTS = 8
@@ -85,6 +87,8 @@ class JsonReader:
         """Those that are plain in one pass, the others together."""
         if not values:
             return self._schema.empty_table(), {}
+        if len(values) > 1 and sum(map(len, values)) > BYTES_AT_ONCE:
+            return _in_groups(self._parse, values, -(-len(values) // 2))
         read = self._read_plain(values)
         if read is None:  # without those that would be no text, or more lines than one
             read = self._read_plain([v if _is_utf8(v) and b"\n" not in v else b"" for v in values])

@@ -110,7 +110,7 @@ def _number(data: Any, at: int) -> tuple[int, bool, int, int]:
         return NO, False, 0, 0
     if data[at] == _DOT:
         begin = at = at + 1
-        if digits == 0:
+        if num == 1 and digits == 0:  # then zeros behind the point do not count either
             num = 0
             while data[at] == _ZERO:
                 at += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,10 @@ from flows.events.words import PADDING
 BEFORE = b"\n"
 MOST_BYTES = 2**31 - 1
 """Ends of texts are int32."""
+MOST_SCRATCH = 2**30
+"""Bytes; lines that could need more are not read."""
+KEPT_SCRATCH = 2**26
+"""Bytes; more are not kept for the next lines."""
 _ROOMS: list[Array] = []
 
 
@@ -53,13 +58,16 @@ class PlainJson:
         Returns:
             The rows, and which lines are plain, bool [N]: the others are rows of nulls. Fields
             outside of the schema are ignored, absent ones null. None if the number of lines is
-            another, or if a column is of another type than events have.
+            another, if they are too long, or if the schema has other columns than events have.
         """
         if self._plan is None or len(framed) > MOST_BYTES:
             return None
         kinds = Counter(self._plan.kind.tolist())
         texts, lists = kinds[TEXT] + kinds[TEXTS], kinds[INTEGERS] + kinds[TEXTS]
-        with _scratch(len(framed) * (texts + 8 * lists)) as scratch:
+        num_bytes = len(framed) * (texts + 8 * lists)
+        if num_bytes > MOST_SCRATCH:
+            return None
+        with _scratch(num_bytes) as scratch:
             columns = Columns(
                 is_plain=np.zeros(num, np.uint8),
                 state=np.zeros((len(self._schema), num), np.uint8),
@@ -88,20 +96,26 @@ def _scratch(num_bytes: int) -> Iterator[Array]:
 
     Threads have a room each while they use it.
     """
-    room = _ROOMS.pop() if _ROOMS else np.empty(0, np.uint8)
+    try:
+        room = _ROOMS.pop()
+    except IndexError:
+        room = np.empty(0, np.uint8)
     if len(room) < num_bytes:
         room = np.empty(num_bytes, np.uint8)
     try:
         yield room[:num_bytes]
     finally:
-        _ROOMS.append(room)
+        if len(room) <= KEPT_SCRATCH:
+            _ROOMS.append(room)
 
 
 def _plan(schema: pa.Schema) -> Plan | None:
-    """None if a column is of a type that is not known here."""
+    """None if a column's type is not known here, or its name is not written in JSON as it is."""
     names = [f'{name}"'.encode() for name in schema.names]
     kinds = [_kind(kind) for kind in schema.types]
-    if None in kinds:
+    if not names or len(set(names)) < len(names) or None in kinds:
+        return None
+    if any(json.dumps(name, ensure_ascii=False) != f'"{name}"' for name in schema.names):
         return None
     slots = [kinds[:column].count(kind) for column, kind in enumerate(kinds)]
     list_slots = [slot + kinds.count(INTEGERS) for slot in slots]
