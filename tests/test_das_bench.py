@@ -18,6 +18,7 @@ from benchmarks.das.events import EventFiles, event_files, settings
 from benchmarks.das.figures import Figure, at_least, at_most, unmeasured
 from benchmarks.das.job import WINDOW_S, counts, tree_cpu_s
 from benchmarks.das.kafka import Rate
+from benchmarks.das.kafka_job import Look
 from benchmarks.das.picture import picture
 from flows.join.read_ahead import ReadAhead
 
@@ -155,11 +156,33 @@ def test_the_cost_of_recovery_takes_snapshots_to_tell() -> None:
             started_events_s=1.0,
         )
 
-    unsaved, rarely = rate(100.0, 0), rate(99.0, 1)
-    assert kafka.lost(rate(95.0, 7), unsaved, rarely).value == pytest.approx(5)
-    few = kafka.lost(rate(95.0, 2.75), unsaved, rarely)
+    unsaved = rate(100.0, 0)
+    assert kafka.lost(rate(95.0, 7), unsaved).value == pytest.approx(5)
+    assert kafka.lost(rate(85.0, 7), unsaved).met is False
+    few = kafka.lost(rate(95.0, 2.75), unsaved)
     assert few.value is None
     assert few.met is False
+
+
+def test_a_process_works_from_its_own_first_event_on() -> None:
+    def look(at_s: float, cpu_s: tuple[float, ...], events_of: tuple[float, ...]) -> Look:
+        return Look(
+            at_s=at_s,
+            cpu_s=cpu_s,
+            events=sum(events_of),
+            events_of=events_of,
+            closed=0.0,
+            pending=0.0,
+            snapshots=0.0,
+            snapshot_s=0.0,
+        )
+
+    looks = [
+        look(0.0, (1.0, 0.5), (0.0, 0.0)),
+        look(1.0, (2.0, 1.5), (7.0, 0.0)),
+        look(2.0, (3.0, 2.5), (9.0, 5.0)),
+    ]
+    assert [kafka.working_cpu_s(looks, of) for of in (0, 1)] == [2.0, 1.0]
 
 
 def test_figures_table_summary_and_picture() -> None:

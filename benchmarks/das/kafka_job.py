@@ -24,6 +24,7 @@ from models.durable import write_atomically
 EVERY_S = 0.25
 """How often the processes are asked for their metrics."""
 STOP_S = 30.0
+READ = "exfm_source_events_total"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +37,8 @@ class Look:
     """User and system time of each process."""
     events: float
     """Read so far."""
+    events_of: tuple[float, ...]
+    """The same of each process."""
     closed: float
     """Examples emitted so far."""
     pending: float
@@ -115,7 +118,8 @@ class Job:
             Look(
                 at_s=at_s,
                 cpu_s=tuple(self._cpu_s),
-                events=self.total("exfm_source_events_total"),
+                events=self.total(READ),
+                events_of=tuple(sum_of(self._metrics.get(name, {}), READ) for name in self._names),
                 closed=self.total("exfm_das_windows_closed_total"),
                 pending=self.total("exfm_das_pending_impressions"),
                 snapshots=self.total("exfm_das_snapshot_seconds_count"),
@@ -130,9 +134,7 @@ class Job:
 
     def total(self, metric: str) -> float:
         """Sum of a metric over labels and processes, as last seen."""
-        return sum(
-            v for m in self._metrics.values() for (name, _), v in m.items() if name == metric
-        )
+        return sum(sum_of(found, metric) for found in self._metrics.values())
 
     def _keep(self, look: Look) -> Look:
         self.looks.append(look)
@@ -165,6 +167,11 @@ class Job:
             exfm("run", "das", f"--process-id={i}", *addresses, folder=self.folder)
             for i in range(len(self._names))
         ]
+
+
+def sum_of(found: Values, metric: str) -> float:
+    """Sum of a metric over its labels."""
+    return sum(value for (name, _), value in found.items() if name == metric)
 
 
 @contextmanager
