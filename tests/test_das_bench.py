@@ -157,9 +157,9 @@ def test_the_cost_of_recovery_takes_snapshots_to_tell() -> None:
         )
 
     unsaved = rate(100.0, 0)
-    assert kafka.lost(rate(95.0, 7), unsaved).value == pytest.approx(5)
-    assert kafka.lost(rate(85.0, 7), unsaved).met is False
-    few = kafka.lost(rate(95.0, 2.75), unsaved)
+    assert kafka.lost(rate(95.0, 7), unsaved, 10.0).value == pytest.approx(5)
+    assert kafka.lost(rate(85.0, 7), unsaved, 10.0).met is False
+    few = kafka.lost(rate(95.0, 2.75), unsaved, 10.0)
     assert few.value is None
     assert few.met is False
 

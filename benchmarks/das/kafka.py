@@ -8,8 +8,8 @@ were. A rate of the whole log is taken from the first event read to the end of t
 All runs take turns, three rounds; of each the fastest by the wall clock counts, in all its figures.
 
 What recovery costs shows only where several snapshots fall into the time measured. So it is told by
-runs over a longer log of the same number of pending impressions; besides, on the shorter one, what
-a snapshot every two seconds costs, which is five times as many.
+runs over a longer log of the same number of pending impressions, and on the shorter one by runs
+with a snapshot every two seconds, which is five times as many.
 
 The broker runs on the same machine. Where there are few cores, two processes and the broker do not
 fit beside each other; so the speed-up is also told in CPU time, as the time of one process over
@@ -93,13 +93,13 @@ def run(rows: int, work_folder: Path) -> list[Figure]:
         settings = settings_for(kafka.bootstrap, "fill", WINDOW_S)
         filled = fill(settings, ROWS_OVER_PENDING * rows, for_flink=True)
         saved, often, unsaved, two = fastest(settings, folder, KINDS, ROUNDS, filled)
-        beside = [lost_often(often, unsaved), *flink(settings, filled, saved)]
+        beside = [lost(often, unsaved, OFTEN_S), *flink(settings, filled, saved)]
     with broker() as (kafka, folder):
         settings = settings_for(kafka.bootstrap, "fill", events.SPAN_MS / 1000 / LONG_OVER_PENDING)
         filled = fill(settings, LONG_OVER_PENDING * rows)
         kinds = ("with-recovery", "without-recovery")
         long, long_unsaved = fastest(settings, folder, kinds, LONG_ROUNDS, filled)
-    return [*figures(saved, unsaved, two), lost(long, long_unsaved), *beside]
+    return [*figures(saved, unsaved, two), lost(long, long_unsaved, EVERY_S), *beside]
 
 
 def fastest(
@@ -262,36 +262,16 @@ def figures(saved: Rate, unsaved: Rate, two: Rate) -> list[Figure]:
     ]
 
 
-def lost(saved: Rate, unsaved: Rate) -> Figure:
-    """What recovery costs of the rate."""
-    name = f"Kafka, lost to recovery, a snapshot every {EVERY_S:g} s"
+def lost(saved: Rate, unsaved: Rate, every_s: float) -> Figure:
+    """What recovery costs of the rate, by the wall clock."""
+    name = f"Kafka, lost to recovery, a snapshot every {every_s:g} s"
     many = f"{saved.snapshots:.1f} snapshots a shard while it was measured"
     if saved.snapshots < LEAST_SNAPSHOTS:
         why = f"{many}, fewer than {LEAST_SNAPSHOTS}: take more --rows"
         return unmeasured(name, "%", why, f"<= {MOST_LOST:g}")
-    return at_most(name, percent_lost(saved, unsaved), "%", MOST_LOST, lost_note(saved, unsaved))
-
-
-def lost_often(often: Rate, unsaved: Rate) -> Figure:
-    """What more snapshots cost."""
-    return Figure(
-        name=f"Kafka, lost to recovery, a snapshot every {OFTEN_S:g} s",
-        value=percent_lost(often, unsaved),
-        unit="%",
-        note=lost_note(often, unsaved),
-    )
-
-
-def percent_lost(saved: Rate, unsaved: Rate) -> float:
-    """Of the rate without recovery, by the wall clock."""
-    return 100 * (1 - saved.events_s / unsaved.events_s)
-
-
-def lost_note(saved: Rate, unsaved: Rate) -> str:
-    """How that was found."""
     by_cpu = 100 * (1 - saved.events_cpu_s / unsaved.events_cpu_s)
-    return (
-        f"{saved.events_s:,.0f} of {unsaved.events_s:,.0f} events/s; {saved.snapshots:.1f} "
-        f"snapshots a shard while it was measured, {saved.snapshots_s:.1f} s in them; in CPU "
-        f"time: {by_cpu:.1f} %"
+    note = (
+        f"{saved.events_s:,.0f} of {unsaved.events_s:,.0f} events/s; {many}, "
+        f"{saved.snapshots_s:.1f} s in them; in CPU time: {by_cpu:.1f} %"
     )
+    return at_most(name, 100 * (1 - saved.events_s / unsaved.events_s), "%", MOST_LOST, note)
