@@ -34,7 +34,7 @@ WORK = CHECKOUT / ".cache" / "das"
 ROWS = 1_000_000
 PARTS = {
     "files": 720.0,
-    "kafka": 600.0,
+    "kafka": 900.0,
     "recovery": 420.0,
     "latency": 180.0,
     "pending": 120.0,
