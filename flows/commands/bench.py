@@ -32,7 +32,7 @@ def das(
         Path | None, typer.Option(metavar="FILE", help="Write the rates as an SVG.")
     ] = None,
 ) -> None:
-    """Measure the join of labels, beside Flink, Pathway and plain Bytewax, at most 20 minutes.
+    """Measure the join of labels, beside Flink, Pathway and plain Bytewax, some 20 minutes.
 
     The peers are installed below .cache/peers the first time. Exit code 1 if a bar is not reached.
     Example: `exfm bench das --only files --rows 50000`
