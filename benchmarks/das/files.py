@@ -1,8 +1,9 @@
 """JSON files to examples on one core: the project's flow beside the same job of other engines.
 
 Engines take turns, each pinned to the same core; the better of two rounds counts, but for those of
-`ONE_ROUND`. Time begins when the interpreter, or the virtual machine, is up and the engine is
-imported. All must come to the examples, positives and predictions that the events were made with.
+`ONE_ROUND`. Time begins when the interpreter, or the virtual machine, is up, the engine is
+imported, and the compiled code of exfm is loaded. All must come to the examples, positives and
+predictions that the events were made with.
 """
 
 from __future__ import annotations
@@ -136,7 +137,8 @@ def share_of_decoders(files: EventFiles, ours: Job, work_folder: Path) -> Figure
     The flow runs once more before the decoders and once behind them, and the better of these counts
     beside the best of the decoders' rounds: the machine's speed changes with the minutes.
 
-    The bar is on the fastest tried, whether or not it refuses what is no event.
+    The bar is on the fastest library tried, whether or not it refuses what is no event. The flow's
+    own reader is not among them: `share_of_decoding` tells of that, without a bar.
     """
     name = "files: exfm of decoding alone, fastest decoder"
     say("decoders by themselves, exfm before and behind them")
