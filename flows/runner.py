@@ -22,7 +22,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.run import cli_main
 
-from flows.allocator import keep_little_spare
+from flows.allocator import use_malloc
 from flows.clock_watch import ending_if_set_back
 
 RECOVERY_PARTITIONS = 2
@@ -79,7 +79,7 @@ def run_flow(
         epoch_s: interval of recovery snapshots.
     """
     config = None
-    keep_little_spare()
+    use_malloc()
     if recovery is not None:
         create_recovery_store(recovery)
         config = RecoveryConfig(recovery, timedelta(0))

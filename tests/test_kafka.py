@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 import uuid
 from collections.abc import Callable
@@ -23,7 +25,7 @@ from flows.kafka.client import (
     producer_config,
 )
 from flows.kafka.consumer import PartitionConsumer
-from flows.kafka.producer import BatchProducer, DeliveryError
+from flows.kafka.producer import WHOLE_BATCHES, BatchProducer, DeliveryError
 from flows.kafka.sink import TopicSink
 from flows.settings import Kafka, Settings, SettingsError, Topic
 from monitoring.metrics import SINK_EVENTS
@@ -221,6 +223,28 @@ def test_full_queue_is_waited_for(config: dict[str, Any], topic: str) -> None:
     consumer = PartitionConsumer(config, topic, 0, 0)
     assert values(take(consumer, 1000)) == [b"%d" % i for i in range(1000)]
     consumer.close()
+
+
+@pytest.mark.kafka
+def test_batches_wait_for_a_broker_without_a_spin(tmp_path: Path) -> None:
+    with EmbeddedKafka(tmp_path) as broker:
+        config = client_config(Kafka(bootstrap=broker.bootstrap))
+        make(AdminClient(config), "frozen")
+        producer = BatchProducer(config, WHOLE_BATCHES)
+        producer.send("frozen", b"knows its broker")
+        producer.flush()
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            for _ in range(20):
+                producer.send("frozen", bytes(100_000))
+            before_s = time.process_time()
+            with pytest.raises(DeliveryError, match="20 messages without acknowledgement"):
+                producer.flush(2.0)
+            spent_s = time.process_time() - before_s
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+        producer.flush()
+    assert spent_s < 0.5
 
 
 @pytest.mark.kafka

@@ -53,7 +53,6 @@ OFTEN_S = 2.0
 """The same in the run that shows what more of them cost."""
 LONG_OVER_PENDING = 9
 """Rows of the longer log over those that are pending."""
-LONG_ROUNDS = 2
 LEAST_SNAPSHOTS = 3
 """Of a shard within the time measured: with fewer, the cost of recovery is not measured."""
 LEAST_EVENTS_S = 100_000.0
@@ -92,23 +91,21 @@ def run(rows: int, work_folder: Path) -> list[Figure]:
     with broker() as (kafka, folder):
         settings = settings_for(kafka.bootstrap, "fill", WINDOW_S)
         filled = fill(settings, ROWS_OVER_PENDING * rows, for_flink=True)
-        saved, often, unsaved, two = fastest(settings, folder, KINDS, ROUNDS, filled)
+        saved, often, unsaved, two = fastest(settings, folder, KINDS, filled)
         beside = [lost(often, unsaved, OFTEN_S), *flink(settings, filled, saved)]
     with broker() as (kafka, folder):
         settings = settings_for(kafka.bootstrap, "fill", events.SPAN_MS / 1000 / LONG_OVER_PENDING)
         filled = fill(settings, LONG_OVER_PENDING * rows)
         kinds = ("with-recovery", "without-recovery")
-        long, long_unsaved = fastest(settings, folder, kinds, LONG_ROUNDS, filled)
+        long, long_unsaved = fastest(settings, folder, kinds, filled)
     return [*figures(saved, unsaved, two), lost(long, long_unsaved, EVERY_S), *beside]
 
 
-def fastest(
-    settings: Settings, folder: Path, kinds: Sequence[str], rounds: int, filled: Filled
-) -> list[Rate]:
+def fastest(settings: Settings, folder: Path, kinds: Sequence[str], filled: Filled) -> list[Rate]:
     """The fastest run of each kind; they take turns."""
     found = [
-        {kind: measured(settings, folder, kind, f"{turn} of {rounds}", filled) for kind in kinds}
-        for turn in range(1, rounds + 1)
+        {kind: measured(settings, folder, kind, f"{turn} of {ROUNDS}", filled) for kind in kinds}
+        for turn in range(1, ROUNDS + 1)
     ]
     return [max((turn[kind] for turn in found), key=rate_of) for kind in kinds]
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from benchmarks.das.events import BEGIN_MS, settings
 from benchmarks.formats import events
-from flows.allocator import keep_little_spare
+from flows.allocator import use_malloc
 from flows.join import segments
 from flows.join.shard import Shard
 from flows.join.sources import rows_by_shard
@@ -103,7 +103,7 @@ def measure(rows: int, held: bool) -> dict[str, Any]:
     config = base.model_copy(update={"tasks": (task,), "das": das})
     if held:
         segments.MAX_FRESH_BYTES = 1 << 60
-    keep_little_spare()
+    use_malloc()
     list(batches(config, BATCH))  # what the libraries take for themselves
     begin, most, arrow_bytes, begin_s = resident(), dict[str, int](), 0, time.process_time()
     with tempfile.TemporaryDirectory() as folder:

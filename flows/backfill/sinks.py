@@ -16,7 +16,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from flows.backfill.plan import Plan
 from flows.backfill.rows import ShardRows
 from flows.kafka.client import producer_config
-from flows.kafka.producer import BatchProducer
+from flows.kafka.producer import WHOLE_BATCHES, BatchProducer
 from flows.kafka.sink import Outgoing
 from flows.records import END_MS, ExampleHeader, encode, example_schema
 from flows.settings import Settings
@@ -80,7 +80,7 @@ class ExampleTopic(BackfillSink):
     def _writer(
         self, partition: int, shards: dict[int, ShardRows], saved: Saved
     ) -> StatefulSinkPartition[Outgoing, Saved]:
-        producer = BatchProducer(producer_config(self._settings.kafka))
+        producer = BatchProducer(producer_config(self._settings.kafka), WHOLE_BATCHES)
         return _TopicWriter(producer, self._settings.topics.examples.name, partition, shards)
 
 

@@ -25,7 +25,7 @@ OPTIONS = {
     "fetch.wait.max.ms": 20,
     "fetch.queue.backoff.ms": 10,
     "queued.max.messages.kbytes": 16 * 1024,
-    "fetch.message.max.bytes": 4 * 2**20,
+    "fetch.message.max.bytes": 2**20,  # a larger buffer goes back to the system, and comes anew
 }
 """Small enough that a dozen consumers of one process stay below 200 MB together."""
 

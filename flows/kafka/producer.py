@@ -25,6 +25,14 @@ OPTIONS = {
     "message.max.bytes": MAX_MESSAGE_BYTES - 64 * 1024,
     "queue.buffering.max.kbytes": 64 * 1024,
 }
+WHOLE_BATCHES = {"batch.num.messages": 1, "max.in.flight.requests.per.connection": 4}
+"""For messages that are batches themselves: a request holds one, and four are on their way.
+
+While five messages of a partition are not acknowledged and more wait, an idempotent producer asks
+its clock and its sockets without a pause (librdkafka 2.16, `rd_kafka_toppar_producer_serve`), which
+beside a busy broker takes half a core. With one request fewer on its way the next one is ready, and
+it waits.
+"""
 FULL_QUEUE_S = 300.0
 """How long a full queue may take nothing."""
 

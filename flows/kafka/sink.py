@@ -9,7 +9,7 @@ from __future__ import annotations
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from flows.kafka.client import producer_config
-from flows.kafka.producer import BatchProducer
+from flows.kafka.producer import WHOLE_BATCHES, BatchProducer
 from flows.kafka.transactions import TransactionalProducer
 from flows.settings import Settings, Topic
 
@@ -18,7 +18,10 @@ Outgoing = tuple[bytes | None, bytes, int]
 
 
 class TopicSink(FixedPartitionedSink[Outgoing, None]):
-    """Takes `(str(partition), (key, value, rows))` and writes to that partition of a topic."""
+    """Takes `(str(partition), (key, value, rows))` and writes to that partition of a topic.
+
+    Messages are few and large: each is a request of its own.
+    """
 
     def __init__(self, settings: Settings, topic: Topic, *, transactional: bool = False) -> None:
         """Write to `topic`, which must exist; in transactions, if nobody else writes to it."""
@@ -44,7 +47,7 @@ class TopicSink(FixedPartitionedSink[Outgoing, None]):
 
     def _producer(self, for_part: str) -> BatchProducer:
         if not self._transactional:
-            return BatchProducer(self._config)
+            return BatchProducer(self._config, WHOLE_BATCHES)
         name = f"exfm/{self._topic.name}/{for_part}"
         return TransactionalProducer(self._config, name, self._every_s)
 

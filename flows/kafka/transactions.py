@@ -15,7 +15,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 
 from flows.kafka.client import WAIT_S
-from flows.kafka.producer import BatchProducer, DeliveryError
+from flows.kafka.producer import WHOLE_BATCHES, BatchProducer, DeliveryError
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class TransactionalProducer(BatchProducer):
         super().__init__(
             config,
             {
+                **WHOLE_BATCHES,
                 "transactional.id": name,
                 "transaction.timeout.ms": timeout_ms,
                 "message.timeout.ms": timeout_ms,  # the client allows no more
