@@ -51,7 +51,7 @@ EVERY_S = 10.0
 """Interval of the snapshots."""
 OFTEN_S = 2.0
 """The same in the run that shows what more of them cost."""
-LONG_OVER_PENDING = 9
+LONG_OVER_PENDING = 13
 """Rows of the longer log over those that are pending."""
 LEAST_SNAPSHOTS = 3
 """Of a shard within the time measured: with fewer, the cost of recovery is not measured."""
