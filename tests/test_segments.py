@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
+from threading import Event
 
 import pyarrow as pa
 import pytest
@@ -13,8 +14,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from flows.join import segments
-from flows.join.recovery import WAY_OUT
-from flows.join.segments import SegmentError, SegmentFolder, SegmentStore
+from flows.join.recovery import WAY_OUT, StateFull
+from flows.join.segments import Segment, SegmentError, SegmentFolder, SegmentStore
 
 SCHEMA = pa.schema([("ts_ms", pa.int64()), ("name", pa.string()), ("key", pa.uint64())])
 TS_MS = st.integers(0, 40)
@@ -23,6 +24,7 @@ STEPS = st.lists(
         st.tuples(st.just("append"), st.lists(TS_MS, max_size=30)),
         st.tuples(st.just("forget"), TS_MS),
         st.tuples(st.just("between"), st.tuples(TS_MS, TS_MS)),
+        st.tuples(st.just("spill"), st.none()),
         st.tuples(st.just("save"), st.none()),
         st.tuples(st.just("restart"), st.none()),
     ),
@@ -69,6 +71,8 @@ def test_store_agrees_with_a_list(steps: list[tuple[str, object]]) -> None:
                 found = rows(store.between(*value))
                 assert stable(found) == stable(inside)
                 assert store.count(*value) == len(inside)
+            elif what == "spill":
+                folder.spill()
             else:
                 state = store.save()
                 folder.retire({file["name"] for file in state["files"]})
@@ -146,6 +150,43 @@ def test_merging_is_bounded_in_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert 6_000 < largest < 55_000
     assert len(state["files"]) < 8 * store.num_bytes / 50_000 + 16
     assert store.count(0, 600) == 30_000
+
+
+def test_rows_that_spill_are_read_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, may_write = SegmentFolder(tmp_path), Event()
+    store, write = SegmentStore(folder, "rows", SCHEMA), folder.write
+
+    def hesitant(kind: str, rows: pa.Table) -> Segment:
+        assert may_write.wait(60)
+        return write(kind, rows)
+
+    monkeypatch.setattr(folder, "write", hesitant)
+    store.append(table([1, 5], 0))
+    folder.spill()
+    store.append(table([3], 1))
+    folder.spill()  # one at a time
+    assert rows(store.between(0, 9)) == [(1, "0-0"), (5, "0-1"), (3, "1-0")]
+    store.forget(2)
+    assert store.oldest_since(0) == 3
+    assert not list(tmp_path.iterdir())
+    may_write.set()
+    found = SegmentStore(SegmentFolder(tmp_path), "rows", SCHEMA)
+    found.restore(store.save())
+    assert stable(rows(found.between(0, 9))) == [(3, "1-0"), (5, "0-1")]
+
+
+def test_spill_without_room_stops_the_next_snapshot(tmp_path: Path) -> None:
+    folder = SegmentFolder(tmp_path / "file" / "0")
+    (tmp_path / "file").write_text("no folder")
+    store = SegmentStore(folder, "rows", SCHEMA)
+    store.append(table([1], 0))
+    folder.spill()
+    with pytest.raises(
+        StateFull, match=r"rows-0.*arrow cannot be written: Not a directory; make room"
+    ):
+        store.save()
 
 
 def test_half_written_file_is_no_segment(tmp_path: Path) -> None:

@@ -248,6 +248,7 @@ class World:
         }
         self.log: dict[int, list[Message]] = {s: [] for s in range(self.config.das.shards)}
         self.at = dict.fromkeys(self.inputs, 0)
+        self.now_s = 0.0
         self.shards = self.build(None)
         self.saved: list[Any] = [(dict(self.at), None)]  # the newest may not be committed yet
 
@@ -288,7 +289,8 @@ class World:
             core.take_rows("predictions" if source[0] == "fm" else source[0], table)
             core.take_watermark(source, watermark)
             if watermark == END_MS or self.rng.random() < 0.7:
-                self.log[s] += core.advance(0.0)
+                self.now_s += self.rng.choice([0, 0.3]) * self.config.das.recovery_every_s
+                self.log[s] += core.advance(self.now_s)
 
 
 def accepted(log: list[Message], s: int) -> Iterator[Row]:

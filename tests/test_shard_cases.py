@@ -12,7 +12,7 @@ import pytest
 from flows.join import label_join
 from flows.join.label_join import ARRIVING
 from flows.join.recovery import StateFull
-from flows.join.segments import SegmentError
+from flows.join.segments import SegmentError, beside
 from flows.join.shard import Shard
 from flows.join.watermarks import PatientWatermarks, Watermarks, sources
 from flows.records import decode, impression_schema, prediction_schema
@@ -170,3 +170,24 @@ def test_segment_without_room_names_the_file_and_what_to_do(tmp_path: Path) -> N
     core.take_rows("impressions", impressions(impression(1, 100)))
     with pytest.raises(StateFull, match=r"impressions-0.*arrow cannot be written: .* make room"):
         core.save()
+
+
+def test_rows_spill_shortly_before_a_snapshot(tmp_path: Path) -> None:
+    core, every_s = one_shard(tmp_path), SETTINGS.das.recovery_every_s
+
+    def written(number: int, now_s: float) -> int:
+        """Files of impressions, a moment behind one more impression."""
+        core.take_rows("impressions", impressions(impression(number, 100)))
+        pass_time(core, number, now_s)
+        beside().submit(lambda: None).result()
+        return len(list(tmp_path.rglob("impressions-*.arrow")))
+
+    assert written(1, 0.0) == 0
+    assert written(2, 9 * every_s) == 0  # maybe nobody takes snapshots
+    core.save()
+    assert written(3, 9.7 * every_s) == 1
+    assert written(4, 9.8 * every_s) == 2
+    assert written(5, 9.9 * every_s) == 2
+    assert written(6, 9.97 * every_s) == 3
+    files = core.save()["stores"]["impressions"]["files"]
+    assert len(files) == 3  # the last holds no row that came behind the spill

@@ -1,17 +1,22 @@
 """Immutable Arrow segments: what a shard waits with, in memory until a snapshot, then in files.
 
 A segment is sorted, so rows of a time are a slice of it, without a copy. Rows that arrive and are
-forgotten between two snapshots never touch the disk, unless they are many. Files are mapped, so the
-state may exceed memory. Segments are merged eight at a time, like the digits of a number to the
-base 8, so they stay few and a row is copied rarely.
+forgotten between two snapshots mostly never touch the disk, unless they are many. Shortly before a
+snapshot a thread begins to write them, so that the snapshot itself has little to do. Files are
+mapped, so the state may exceed memory. Segments are merged eight at a time, like the digits of a
+number to the base 8, so they stay few and a row is copied rarely.
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypedDict
 
 import numpy as np
@@ -107,46 +112,10 @@ def in_order(tables: list[pa.Table], order: str) -> pa.Table:
     return table.take(np.argsort(key_N, kind="stable")).combine_chunks()
 
 
-class Checksummed:
-    """A file that is being written, and the xxh64 of what was written."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
-        self._xxh64 = xxhash.xxh64()
-        self._size = 0
-
-    def write(self, data: bytes) -> int:
-        """Append."""
-        self._xxh64.update(data)
-        self._size += len(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        """Hand everything to the system."""
-        self._file.flush()
-
-    @property
-    def closed(self) -> bool:
-        """Whether it is complete."""
-        return self._file.closed
-
-    def __enter__(self) -> Checksummed:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Hand everything to the system.
-
-        It survives the death of the process; a machine that loses power may lose it, which the
-        checksum then tells.
-        """
-        self._file.close()
-
-    def named(self, name: str) -> File:
-        """The file as a snapshot names it."""
-        return File(name=name, size=self._size, xxh64=self._xxh64.hexdigest())
+@cache
+def beside() -> ThreadPoolExecutor:
+    """The thread of this process that writes segments while others are joined."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="segments")
 
 
 class SegmentFolder:
@@ -154,29 +123,36 @@ class SegmentFolder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._stores: list[SegmentStore] = []
+        self._naming = Lock()
         self._files: set[str] = set()
         self._earlier: deque[set[str]] = deque(maxlen=KEPT_SNAPSHOTS)
         self._number = 0
 
     def write(self, kind: str, table: pa.Table) -> Segment:
-        """Write `table`, in one chunk, as a new file and map it.
+        """Write `table`, in one chunk, as a new file and map it; in any thread.
+
+        It survives the death of the process; a machine that loses power may lose it, which the
+        checksum then tells.
 
         Raises:
             StateFull: it cannot be written.
         """
-        name = f"{kind}-{self._number:08d}.arrow"
-        self._number += 1
-        draft = self._path / f".{name}"
+        with self._naming:
+            name = f"{kind}-{self._number:08d}.arrow"
+            self._number += 1
+        path, draft = self._path / name, self._path / f".{name}"
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            with Checksummed(draft) as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
-            draft.replace(self._path / name)
+            draft.replace(path)
+            data = pa.memory_map(str(path)).read_buffer()
         except OSError as error:
-            raise StateFull(self._path / name, error.strerror) from error
+            raise StateFull(path, os.strerror(error.errno) if error.errno else error) from error
         self._files.add(name)
-        mapped = pa.ipc.open_file(pa.memory_map(str(self._path / name)))
-        return Segment.of(mapped.read_all(), sink.named(name))
+        file = File(name=name, size=data.size, xxh64=xxhash.xxh64(data).hexdigest())
+        return Segment.of(pa.ipc.open_file(data).read_all(), file)
 
     def open(self, file: File) -> Segment:
         """Map a file that an earlier process wrote.
@@ -200,7 +176,11 @@ class SegmentFolder:
         return Segment.of(pa.ipc.open_file(data).read_all(), file)
 
     def resume(self, number: int, named: Iterable[str]) -> None:
-        """Go on from a snapshot; files that it does not name are of a time that never was."""
+        """Go on from a snapshot; files that it does not name are of a time that never was.
+
+        What an earlier run of the flow in this process has begun to write is waited for.
+        """
+        beside().submit(lambda: None).result()
         self._number, keep = number, set(named)
         self._earlier.append(keep)
         for path in self._path.glob("*.arrow") if self._path.exists() else ():
@@ -213,6 +193,15 @@ class SegmentFolder:
             (self._path / name).unlink(missing_ok=True)
             self._files.discard(name)
         self._earlier.append(named)
+
+    def add(self, store: SegmentStore) -> None:
+        """A store writes here."""
+        self._stores.append(store)
+
+    def spill(self) -> None:
+        """Let all stores write what they hold in memory, beside what comes next."""
+        for store in self._stores:
+            store.spill()
 
     @property
     def number(self) -> int:
@@ -238,9 +227,12 @@ class SegmentStore:
         self._folder, self._kind, self._schema, self._order = folder, kind, schema, order
         self._empty = schema.empty_table()
         self._written: list[Segment] = []
+        self._leaving: list[Segment] = []  # in memory; they are being written
         self._fresh: list[Segment] = []
+        self._writing: Future[list[Segment]] | None = None
         self.floor_ms = BEGIN_MS
         """Rows before this are forgotten."""
+        folder.add(self)
 
     def append(self, table: pa.Table) -> None:
         """Take rows in; those before the floor are not seen again."""
@@ -280,8 +272,16 @@ class SegmentStore:
     def forget(self, before_ms: int) -> None:
         """Raise the floor."""
         self.floor_ms = max(self.floor_ms, before_ms)
-        self._written = [s for s in self._written if s.last_ms >= self.floor_ms]
-        self._fresh = [s for s in self._fresh if s.last_ms >= self.floor_ms]
+        self._written = self._kept(self._written)
+        self._leaving = self._kept(self._leaving)
+        self._fresh = self._kept(self._fresh)
+
+    def spill(self) -> None:
+        """Begin to write what is in memory; meanwhile it is read from there."""
+        self._settle(wait=False)
+        if self._writing is None and self._fresh:
+            self._leaving, self._fresh = self._fresh, []
+            self._writing = beside().submit(self._joined, self._written, self._leaving)
 
     def save(self) -> StoreState:
         """Write what is in memory; the files that together hold the store."""
@@ -310,17 +310,32 @@ class SegmentStore:
 
     @property
     def _segments(self) -> list[Segment]:
-        return [*self._written, *self._fresh]
+        return [*self._written, *self._leaving, *self._fresh]
 
     def _write(self) -> None:
-        """Move the rows in memory to a file, with those of small files before them."""
-        for segment in self._merged(self._fresh):
-            joined = [*self._written, segment]
+        """Move the rows in memory to files."""
+        self._settle(wait=True)
+        self._written = self._joined(self._written, self._fresh)
+        self._fresh = []
+
+    def _settle(self, wait: bool) -> None:
+        """Take over what `spill` began, if it is done or is to be waited for."""
+        if self._writing is not None and (wait or self._writing.done()):
+            self._written = self._kept(self._writing.result())
+            self._leaving, self._writing = [], None
+
+    def _joined(self, written: list[Segment], fresh: list[Segment]) -> list[Segment]:
+        """Files that hold all rows of files and of segments in memory, small ones merged."""
+        for segment in self._merged(fresh):
+            joined = [*written, segment]
             while num := mergeable(joined):
                 joined[-num:] = self._merged(joined[-num:])
-            self._written = joined[:-1]
-            self._written.append(self._folder.write(self._kind, joined[-1].table))
-        self._fresh = []
+            return [*joined[:-1], self._folder.write(self._kind, joined[-1].table)]
+        return written
+
+    def _kept(self, segments: list[Segment]) -> list[Segment]:
+        """Those that have rows which are not forgotten."""
+        return [s for s in segments if s.last_ms >= self.floor_ms]
 
     def _merged(self, segments: list[Segment]) -> list[Segment]:
         """One segment of the rows of several that are not forgotten; none if all are."""

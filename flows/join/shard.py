@@ -26,6 +26,7 @@ from flows.join.prediction_join import PredictionJoin
 from flows.join.row_choice import rows_among
 from flows.join.segments import SegmentFolder, SegmentStore, times
 from flows.join.shard_gauges import ShardGauges
+from flows.join.spilling import Spilling
 from flows.join.watermarks import Source, Watermarks
 from flows.records import BEGIN_MS, END_MS, floor_ms, impression_schema, prediction_schema
 from flows.settings import Settings
@@ -76,6 +77,7 @@ class Shard:
         """Examples ever emitted: the number of the next."""
         self._pending = 0
         self._gauges = ShardGauges(index, watermarks)
+        self._spilling = Spilling(das.recovery_every_s)
 
     def take_rows(self, kind: str, rows: pa.Table) -> None:
         """Take rows in.
@@ -112,6 +114,8 @@ class Shard:
             Messages for `examples`, in order; none if no bucket closed.
         """
         self._gauges.refresh(self.done_ms, self._pending, now_s)
+        if self._spilling.is_due(now_s):
+            self._folder.spill()
         limit_ms = floor_ms(self._watermarks.minimum(self.done_ms, now_s), self._bucket_ms)
         if limit_ms <= self.done_ms:
             return []
@@ -134,6 +138,7 @@ class Shard:
             stores = {"impressions": self._impressions.save()}
             for part in self._parts:
                 stores |= part.save()
+        self._spilling.saved()
         self._folder.retire({f["name"] for s in stores.values() for f in s["files"]})
         num_bytes = sum(p.num_bytes for p in (self._impressions, *self._parts))
         DAS_SEGMENT_BYTES.labels(str(self.index)).set(num_bytes)
