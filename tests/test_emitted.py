@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from flows.join.emitted import Written
 from flows.join.example_rows import Message
+from flows.join.segments import wait_for_writes
 from flows.join.shard import Shard
 from flows.join.watermarks import PatientWatermarks, sources
 from flows.join.written_examples import Found
@@ -172,6 +173,7 @@ def check(seed: int) -> None:
         patch.setattr("flows.join.shard.MAX_CLOSE_ROWS", rng.choice((1, 30, 65_536)))
         world = Lives(case, Path(folder), rng)
         world.run(crashes=rng.choice((1, 2, 5)))
+        wait_for_writes()
     reader = world.consumer.reader
     assert (reader.repeats, reader.passed_over, reader.pending_rows) == (0, 0, 0)
     assert reader.through_ms == END_MS

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flows.join import segments
 from flows.join.recovery import WAY_OUT, StateFull
-from flows.join.segments import Segment, SegmentError, SegmentFolder, SegmentStore
+from flows.join.segments import Segment, SegmentError, SegmentFolder, SegmentStore, wait_for_writes
 
 SCHEMA = pa.schema([("ts_ms", pa.int64()), ("name", pa.string()), ("key", pa.uint64())])
 TS_MS = st.integers(0, 40)
@@ -85,6 +85,7 @@ def test_store_agrees_with_a_list(steps: list[tuple[str, object]]) -> None:
                 (row[0] for row in model), default=None
             )
         assert all(is_sorted(t["ts_ms"].to_pylist()) for t in store.tables())
+        wait_for_writes()
 
 
 def is_sorted(values: list[int]) -> bool:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from flows.join.example_rows import Message
 from flows.join.label_join import ARRIVING
+from flows.join.segments import wait_for_writes
 from flows.join.shard import Shard
 from flows.join.watermarks import Watermarks, sources
 from flows.records import (
@@ -322,6 +323,7 @@ def check(seed: int) -> None:
         patch.setattr("flows.join.shard.MAX_CLOSE_ROWS", rng.choice((1, 30, 65_536)))
         world = World(case, Path(folder), rng)
         world.run(crashes=rng.choice((0, 1, 5)))
+        wait_for_writes()
         for s, core in enumerate(world.shards):
             assert list(accepted(world.log[s], s)) == expected[s]
             assert core.done_ms == floor_ms(END_MS, case.settings.das.bucket_ms)
@@ -374,6 +376,7 @@ def check_stragglers(seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = LiveWorld(case, Path(folder), rng)
         world.run(crashes=rng.choice((0, 3)))
+        wait_for_writes()
         expected = reference(case, world.arrivals)
         for s in range(len(world.shards)):
             assert list(accepted(world.log[s], s)) == expected[s]

@@ -12,7 +12,7 @@ import pytest
 from flows.join import label_join
 from flows.join.label_join import ARRIVING
 from flows.join.recovery import StateFull
-from flows.join.segments import SegmentError, beside
+from flows.join.segments import SegmentError, wait_for_writes
 from flows.join.shard import Shard
 from flows.join.watermarks import PatientWatermarks, Watermarks, sources
 from flows.records import decode, impression_schema, prediction_schema
@@ -179,7 +179,7 @@ def test_rows_spill_shortly_before_a_snapshot(tmp_path: Path) -> None:
         """Files of impressions, a moment behind one more impression."""
         core.take_rows("impressions", impressions(impression(number, 100)))
         pass_time(core, number, now_s)
-        beside().submit(lambda: None).result()
+        wait_for_writes()
         return len(list(tmp_path.rglob("impressions-*.arrow")))
 
     assert written(1, 0.0) == 0

@@ -118,6 +118,11 @@ def beside() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="segments")
 
 
+def wait_for_writes() -> None:
+    """Wait until that thread has written all that it was given."""
+    beside().submit(lambda: None).result()
+
+
 class SegmentFolder:
     """The files of one shard."""
 
@@ -180,7 +185,7 @@ class SegmentFolder:
 
         What an earlier run of the flow in this process has begun to write is waited for.
         """
-        beside().submit(lambda: None).result()
+        wait_for_writes()
         self._number, keep = number, set(named)
         self._earlier.append(keep)
         for path in self._path.glob("*.arrow") if self._path.exists() else ():
