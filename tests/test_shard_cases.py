@@ -190,4 +190,4 @@ def test_rows_spill_shortly_before_a_snapshot(tmp_path: Path) -> None:
     assert written(5, 9.9 * every_s) == 2
     assert written(6, 9.97 * every_s) == 3
     files = core.save()["stores"]["impressions"]["files"]
-    assert len(files) == 3  # the last holds no row that came behind the spill
+    assert len(files) == 3  # nothing came behind the last spill
