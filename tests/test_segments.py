@@ -178,6 +178,20 @@ def test_rows_that_spill_are_read_meanwhile(
     assert stable(rows(found.between(0, 9))) == [(3, "1-0"), (5, "0-1")]
 
 
+def test_rows_that_were_spilled_leave_the_memory_with_the_next_rows(tmp_path: Path) -> None:
+    folder = SegmentFolder(tmp_path)
+    store = SegmentStore(folder, "rows", SCHEMA)
+    store.append(table([1, 5], 0))
+    (in_memory,) = store.tables()
+    folder.spill()
+    wait_for_writes()
+    store.append(table([3], 1))
+    mapped, fresh = store.tables()
+    assert rows(mapped) == rows(in_memory)
+    assert store.num_bytes == sum(path.stat().st_size for path in tmp_path.iterdir()) > 0
+    assert rows(fresh) == [(3, "1-0")]
+
+
 def test_spill_without_room_stops_the_next_snapshot(tmp_path: Path) -> None:
     folder = SegmentFolder(tmp_path / "file" / "0")
     (tmp_path / "file").write_text("no folder")

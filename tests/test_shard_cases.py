@@ -182,12 +182,15 @@ def test_rows_spill_shortly_before_a_snapshot(tmp_path: Path) -> None:
         wait_for_writes()
         return len(list(tmp_path.rglob("impressions-*.arrow")))
 
-    assert written(1, 0.0) == 0
-    assert written(2, 9 * every_s) == 0  # maybe nobody takes snapshots
-    core.save()
-    assert written(3, 9.7 * every_s) == 1
-    assert written(4, 9.8 * every_s) == 2
-    assert written(5, 9.9 * every_s) == 2
-    assert written(6, 9.97 * every_s) == 3
+    begin_s = 100.0
+    assert written(1, begin_s) == 0
+    assert written(2, begin_s + 0.7 * every_s) == 0
+    assert written(3, begin_s + 0.8 * every_s) == 1  # also before the first snapshot
+    assert written(4, begin_s + 0.9 * every_s) == 1
+    core.save()  # writes what came since
+    assert written(5, begin_s + 1.6 * every_s) == 2
+    assert written(6, begin_s + 1.7 * every_s) == 3
+    assert written(7, begin_s + 1.8 * every_s) == 3
+    assert written(8, begin_s + 1.9 * every_s) == 4
     files = core.save()["stores"]["impressions"]["files"]
-    assert len(files) == 3  # nothing came behind the last spill
+    assert len(files) == 4  # nothing came behind the last spill

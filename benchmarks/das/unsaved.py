@@ -20,6 +20,8 @@ def main() -> None:
     config, root = map(Path, sys.argv[1:])
     configure_logging()
     settings, folder = load(config), RunFolder(root)
+    das = settings.das.model_copy(update={"recovery_every_s": EPOCH_S})
+    settings = settings.model_copy(update={"das": das})
     with announced(folder, "das"):
         flow = kafka_flow(settings, folder.state / "das")
         run_flow(flow, Placement(), recovery=None, epoch_s=EPOCH_S)

@@ -241,6 +241,7 @@ class SegmentStore:
 
     def append(self, table: pa.Table) -> None:
         """Take rows in; those before the floor are not seen again."""
+        self._settle(wait=False)
         if not table.num_rows:
             return
         columns = [table.column(name) for name in self._schema.names]

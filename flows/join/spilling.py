@@ -12,7 +12,7 @@ STEPS = (0.75, 0.95)
 
 
 class Spilling:
-    """Tells the moments; before the first snapshot there is none: maybe nobody takes any."""
+    """Tells the moments. The first interval begins with the first look at the clock."""
 
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
@@ -30,7 +30,9 @@ class Spilling:
         Args:
             now_s: of a clock that never goes back.
         """
-        self._now_s = now_s
+        is_first, self._now_s = self._now_s is None, now_s
+        if is_first:
+            self.saved()
         passed = [due_s for due_s in self._due_s if due_s <= now_s]
         self._due_s = self._due_s[len(passed) :]
         return bool(passed)
