@@ -39,8 +39,10 @@ SHARDS = 4
 DAY_S = 86_400
 ROWS_A_SECOND = 1000
 """Of event time."""
-SNAPSHOT_ROWS = 1_000_000
-"""Impressions between two snapshots: 100,000 a second, a snapshot each ten seconds."""
+ARRIVING_S = 100_000
+"""Impressions a second of the join's clock."""
+SNAPSHOT_EVERY_S = 10.0
+"""By that clock; shortly before each, rows go to files beside the join."""
 STEP_MS = 60_000
 """Event time by which the watermarks move while everything closes."""
 CGROUPS = {
@@ -64,13 +66,13 @@ class Join:
         for _, (_, shard, _, mine) in rows_by_shard(kind, rows, SHARDS):
             self.shards[shard].take_rows(kind, mine)
 
-    def pass_time(self, ts_ms: int) -> int:
+    def pass_time(self, ts_ms: int, now_s: float) -> int:
         """Move all watermarks; how many examples leave."""
         num = 0
         for shard in self.shards:
             for source in sources(1, 1):
                 shard.take_watermark(source, ts_ms)
-            num += sum(rows for _, rows in shard.advance(0.0))
+            num += sum(rows for _, rows in shard.advance(now_s))
         return num
 
 
@@ -99,29 +101,35 @@ def measure(rows: int, held: bool) -> dict[str, Any]:
     """Figures of a run, in bytes and seconds."""
     task = Task(name="click", window_s=DAY_S)
     base = settings(SHARDS)
-    das = base.das.model_copy(update={"repeat_horizon_s": float(DAY_S)})
+    every_s = float(DAY_S) if held else SNAPSHOT_EVERY_S
+    update = {"repeat_horizon_s": float(DAY_S), "recovery_every_s": every_s}
+    das = base.das.model_copy(update=update)
     config = base.model_copy(update={"tasks": (task,), "das": das})
     if held:
         segments.MAX_FRESH_BYTES = 1 << 60
     use_malloc()
     list(batches(config, BATCH))  # what the libraries take for themselves
     begin, most, arrow_bytes, begin_s = resident(), dict[str, int](), 0, time.process_time()
+    now_s = saved_s = 0.0
     with tempfile.TemporaryDirectory() as folder:
         join = Join(config, Path(folder))
         for number, (impressions, predictions) in enumerate(batches(config, rows), 1):
+            now_s = number * BATCH / ARRIVING_S
             arrow_bytes += impressions.nbytes + predictions.nbytes
             join.take("impressions", impressions)
             join.take("predictions", predictions)
-            join.pass_time(int(impressions["ts_ms"][-1].as_py()))
-            if not held and number % (SNAPSHOT_ROWS // BATCH) == 0:
+            join.pass_time(int(impressions["ts_ms"][-1].as_py()), now_s)
+            if now_s - saved_s >= every_s:
+                saved_s = now_s
                 for shard in join.shards:
                     shard.save()
             most = larger(most, resident())
+        segments.wait_for_writes()
         waiting, waiting_s = resident(), time.process_time() - begin_s
         closed, ts_ms = 0, BEGIN_MS + DAY_S * 1000
         while closed < rows:
             ts_ms += STEP_MS
-            closed += join.pass_time(ts_ms)
+            closed += join.pass_time(ts_ms, now_s)
             most = larger(most, resident())
     return {
         "rows": rows,
