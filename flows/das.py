@@ -44,7 +44,7 @@ from flows.settings import Settings, load
 from monitoring.metrics import DAS_RECOVERY
 
 TICK = timedelta(milliseconds=200)
-"""How often a live shard looks at the wall clock."""
+"""How often a shard looks at the wall clock."""
 SOON = timedelta(milliseconds=10)
 """How often one looks for what was written before it started, in turn with other work."""
 MAX_SEARCH_S = 60.0
@@ -110,10 +110,15 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
         return self.on_notify()
 
     def notify_at(self) -> datetime | None:
-        """Live, the wall clock may end a wait."""
+        """The wall clock may end a wait, live; and who is awake is in every snapshot.
+
+        Bytewax takes the newest state of a shard that its store has before the epoch of a start. A
+        run that dies between writing states and committing their epoch leaves some that are not to
+        count. The next run begins with that epoch and so overwrites them: of shards that are awake.
+        """
         if self._search is not None:
             return datetime.now(timezone.utc) + SOON
-        if self._settings.as_of or self._core is None or self._core.done_ms >= self._end_ms:
+        if self._core is None or self._core.done_ms >= self._end_ms:
             return None
         return datetime.now(timezone.utc) + TICK
 

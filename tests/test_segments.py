@@ -192,6 +192,39 @@ def test_rows_that_were_spilled_leave_the_memory_with_the_next_rows(tmp_path: Pa
     assert rows(fresh) == [(3, "1-0")]
 
 
+def test_rows_are_forgotten_while_they_are_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = SegmentFolder(tmp_path), segments.mergeable
+    store = SegmentStore(folder, "rows", SCHEMA)
+    for number in range(segments.MERGED - 1):
+        store.append(table([number], number))
+        store.save()
+    store.append(table([7], 7))
+
+    def forgetful(found: list[Segment]) -> int:
+        store.forget(8)
+        return real(found)
+
+    monkeypatch.setattr(segments, "mergeable", forgetful)
+    folder.spill()
+    wait_for_writes()
+    assert store.save()["files"] == []
+    assert store.tables() == []
+
+
+def test_snapshot_that_names_a_file_which_is_gone_is_refused(tmp_path: Path) -> None:
+    folder = SegmentFolder(tmp_path / "0")
+    store = SegmentStore(folder, "rows", SCHEMA)
+    store.append(table([1], 0))
+    (file,) = store.save()["files"]
+    (tmp_path / "0" / file["name"]).unlink()
+    store.append(table([2], 1))
+    named = {file["name"] for file in store.save()["files"]}
+    with pytest.raises(SegmentError, match=rf"{file['name']} is gone; {WAY_OUT}"):
+        folder.retire(named)
+
+
 def test_spill_without_room_stops_the_next_snapshot(tmp_path: Path) -> None:
     folder = SegmentFolder(tmp_path / "file" / "0")
     (tmp_path / "file").write_text("no folder")

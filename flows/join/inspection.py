@@ -212,7 +212,7 @@ def stores(shards: Path) -> tuple[Stored, ...]:
     """Files of each kind of rows."""
     segments: Counter[str] = Counter()
     num_bytes: Counter[str] = Counter()
-    for path in shards.glob("*/*.arrow"):
+    for path in shards.glob("*/[!.]*.arrow"):
         try:
             size = path.stat().st_size
         except FileNotFoundError:  # retired meanwhile

@@ -193,7 +193,14 @@ class SegmentFolder:
                 path.unlink()
 
     def retire(self, named: set[str]) -> None:
-        """Delete what neither this snapshot nor the ones before it name."""
+        """Delete what neither this snapshot nor the ones before it name.
+
+        Raises:
+            SegmentError: a file that it names is gone, so nothing could go on from it.
+        """
+        for name in sorted(named):
+            if not (self._path / name).exists():
+                raise SegmentError(f"segment {self._path / name} is gone; {WAY_OUT}")
         for name in self._files.difference(named, *self._earlier):
             (self._path / name).unlink(missing_ok=True)
             self._files.discard(name)
@@ -248,7 +255,7 @@ class SegmentStore:
         rows = pa.Table.from_arrays(columns, schema=self._schema)
         self._fresh.append(Segment.of(in_order([rows], self._order)))
         while num := mergeable(self._fresh):
-            self._fresh[-num:] = self._merged(self._fresh[-num:])
+            self._fresh[-num:] = self._merged(self._fresh[-num:], self.floor_ms)
         if sum(segment.num_bytes for segment in self._fresh) > MAX_FRESH_BYTES:
             self._write()
 
@@ -332,10 +339,11 @@ class SegmentStore:
 
     def _joined(self, written: list[Segment], fresh: list[Segment]) -> list[Segment]:
         """Files that hold all rows of files and of segments in memory, small ones merged."""
-        for segment in self._merged(fresh):
+        floor_ms = self.floor_ms  # the join may raise it meanwhile
+        for segment in self._merged(fresh, floor_ms):
             joined = [*written, segment]
             while num := mergeable(joined):
-                joined[-num:] = self._merged(joined[-num:])
+                joined[-num:] = self._merged(joined[-num:], floor_ms)
             return [*joined[:-1], self._folder.write(self._kind, joined[-1].table)]
         return written
 
@@ -343,9 +351,9 @@ class SegmentStore:
         """Those that have rows which are not forgotten."""
         return [s for s in segments if s.last_ms >= self.floor_ms]
 
-    def _merged(self, segments: list[Segment]) -> list[Segment]:
-        """One segment of the rows of several that are not forgotten; none if all are."""
-        tables = [live(segment.table, self.floor_ms) for segment in segments]
+    def _merged(self, segments: list[Segment], floor_ms: int) -> list[Segment]:
+        """One segment of the rows of several from `floor_ms` on; none if there are none."""
+        tables = [live(segment.table, floor_ms) for segment in segments]
         tables = [table for table in tables if table.num_rows]
         return [Segment.of(in_order(tables, self._order))] if tables else []
 
