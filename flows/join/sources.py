@@ -123,7 +123,7 @@ class EventPartition(InputPartition):
         self._reader, self._ended = reader, ended
         self._sent_ms = BEGIN_MS
         self._heard_s = time.monotonic()
-        self._idle = False
+        self._greeted = self._idle = False
 
     def snapshot(self) -> EventState:
         """Where to go on; the dead letters so far are acknowledged."""
@@ -142,6 +142,9 @@ class EventPartition(InputPartition):
         return self._sent_ms
 
     def _read(self) -> list[Item]:
+        if not self._greeted:  # so that all shards are there from the first snapshot on
+            self._greeted = True
+            return self._to_all("watermark", self._sent_ms)
         if self._growth is not None:
             self._growth.look()
         batch = self._reader.read()
