@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import bytewax.operators as op
 import pytest
 from bytewax.dataflow import Dataflow
-from bytewax.testing import TestingSink, TestingSource
+from bytewax.recovery import RecoveryConfig
+from bytewax.testing import TestingSink, TestingSource, run_main
 
+from flows.das import build
 from flows.join.bytewax_run import Started, insist_on_recovery
+from flows.join.read_ahead import ReadAhead
 from flows.join.recovery import RecoveryUnreadable, StateFull, speaking
 from flows.join.state import claim, recovery_folder, shards_folder
 from flows.runner import Placement, create_recovery_store, run_flow
 from flows.settings import Settings, SettingsError
+
+START_MS = 1_700_000_000_000
 
 
 @pytest.fixture
@@ -104,3 +113,27 @@ def test_full_disk_is_told_from_damage(tmp_path: Path) -> None:
         raise RuntimeError(said)
     with pytest.raises(RuntimeError, match=r"^another$"), speaking(tmp_path):
         raise RuntimeError("another")
+
+
+def test_shards_are_in_every_snapshot(tiny_settings: Settings, tmp_path: Path) -> None:
+    """Else the store keeps a state for an epoch that has begun again since."""
+    claim(tmp_path, tiny_settings)
+    recovery = recovery_folder(tmp_path)
+    create_recovery_store(recovery)
+    items: list[Any] = [(str(s), ("watermark", s, ("labels", 0), START_MS)) for s in (0, 1)]
+    silence = [TestingSource.PAUSE(timedelta(seconds=0.1)) for _ in range(30)]
+    source = TestingSource([*items, *silence])
+    ahead, sink = ReadAhead(tiny_settings), TestingSink[Any]([])
+    flow = build(tiny_settings, tmp_path, [source], sink, ahead)
+    config = RecoveryConfig(recovery, timedelta(days=1))
+    run_main(flow, epoch_interval=timedelta(seconds=0.6), recovery_config=config)
+    epochs: dict[str, set[int]] = {}
+    for path in recovery.glob("part-*.sqlite3"):
+        with closing(sqlite3.connect(path)) as store:
+            for key, epoch in store.execute("SELECT state_key, snap_epoch FROM snaps"):
+                epochs.setdefault(key, set()).add(epoch)
+    of_input = epochs.pop("iterable")
+    assert len(of_input) > 3
+    assert len(epochs) == 2
+    for of_shard in epochs.values():  # an epoch may begin and end while this machine is busy
+        assert len(of_input - of_shard) <= 1, (of_input, epochs)
