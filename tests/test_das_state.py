@@ -18,7 +18,9 @@ from flows.das import build
 from flows.join.bytewax_run import Started, insist_on_recovery
 from flows.join.read_ahead import ReadAhead
 from flows.join.recovery import RecoveryUnreadable, StateFull, speaking
+from flows.join.sources import EventSource
 from flows.join.state import claim, recovery_folder, shards_folder
+from flows.records import BEGIN_MS
 from flows.runner import Placement, create_recovery_store, run_flow
 from flows.settings import Settings, SettingsError
 
@@ -137,3 +139,12 @@ def test_shards_are_in_every_snapshot(tiny_settings: Settings, tmp_path: Path) -
     assert len(epochs) == 2
     for of_shard in epochs.values():  # an epoch may begin and end while this machine is busy
         assert len(of_input - of_shard) <= 1, (of_input, epochs)
+
+
+def test_input_wakes_all_shards_before_it_reads(kafka_settings: Settings) -> None:
+    events = EventSource(kafka_settings, "labels", ReadAhead(kafka_settings), None)
+    with closing(events.build_part("in_1", "0", None)) as partition:
+        assert partition.next_batch() == [
+            (str(s), ("watermark", s, ("labels", 0), BEGIN_MS)) for s in (0, 1)
+        ]
+        assert partition.next_batch() == []
