@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flows.backfill.plan import Plan
+from flows.join.recovery import WAY_OUT, RecoveryUnreadable
 from flows.records import ExampleHeader, decode
 from flows.settings import Settings
 
@@ -25,17 +26,33 @@ class ShardRows:
         saved = saved or {}
         self.total: int = saved.get("total", 0)
         """Examples so far = number of the next."""
+        self._taken: int = saved.get("taken", 0)  # of the join's own numbers
         self.counts: dict[str, int] = dict(saved.get("counts", {}))
         """By name: covered, examples.TASK, positives.TASK, bytes, day.DAY, domain.DOMAIN."""
 
     def save(self) -> dict[str, Any]:
         """State in plain data."""
-        return {"total": self.total, "counts": dict(self.counts)}
+        return {"total": self.total, "taken": self._taken, "counts": dict(self.counts)}
 
     def take(self, message: bytes) -> tuple[pa.Table, ExampleHeader]:
-        """Rows of a message that are wanted, and the header that fits them."""
+        """Rows of a message that are wanted, and the header that fits them.
+
+        The shard may go on from an earlier snapshot than this, since Bytewax keeps none of an epoch
+        in which nothing leaves: what it sends again is left out, by its numbers.
+
+        Raises:
+            RecoveryUnreadable: it goes on from a later one, so examples are missing.
+        """
         rows, found = decode(message)
         header = ExampleHeader(**found)  # type: ignore[typeddict-item]
+        known = self._taken - header["first"]
+        if known < 0:
+            raise RecoveryUnreadable(
+                f"shard {header['shard']}: example {header['first']} follows {self._taken - 1}, so "
+                f"the state is of two times; {WAY_OUT}"
+            )
+        self._taken = max(self._taken, header["first"] + rows.num_rows)
+        rows = rows.slice(min(known, rows.num_rows))
         kept = np.asarray(rows["ts_ms"].to_numpy()) >= self._from_ms
         rows = rows if kept.all() else rows.filter(pa.array(kept))
         first = self.total

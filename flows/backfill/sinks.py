@@ -7,6 +7,7 @@ were, and every row is counted once.
 from __future__ import annotations
 
 from abc import abstractmethod
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from flows.backfill.plan import Plan
 from flows.backfill.rows import ShardRows
+from flows.join.recovery import WAY_OUT, RecoveryUnreadable
 from flows.kafka.client import producer_config
 from flows.kafka.producer import WHOLE_BATCHES, BatchProducer
 from flows.kafka.sink import Outgoing
@@ -97,6 +99,9 @@ class ExampleFiles(BackfillSink):
         self._folder.mkdir(parents=True, exist_ok=True)
         schema = example_schema(self._settings)
         known = {shard: list(saved[shard]["files"]) for shard in saved}
+        for name in chain.from_iterable(known.values()):
+            if not (self._folder / name).exists():
+                raise RecoveryUnreadable(f"{self._folder / name} is gone; {WAY_OUT}")
         for path in self._folder.glob("*.arrow"):
             shard = int(path.stem.partition("-")[0])
             if shard in shards and path.name not in known.get(shard, ()):
