@@ -6,6 +6,7 @@ is imported inside it, so that help comes at once.
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from pathlib import Path
@@ -144,6 +145,7 @@ def run_one(
         fail(f"--process-id {process_id} must be below the {len(addresses)} addresses given")
     placement = Placement(process_id=process_id, addresses=addresses, workers=workers)
     run_process(process, settings, folder, placement)
+    gc.freeze()  # else the interpreter looks through all that was imported before it ends
 
 
 @app.command()

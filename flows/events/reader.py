@@ -6,6 +6,7 @@ or late goes to the dead letters; `flush()` before a checkpoint has them acknowl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -103,7 +104,7 @@ class EventReader:
             SOURCE_LAG.labels(self._topic.name, str(self._partition)).set(self._consumer.lag())
             return None
         self._position = self._consumer.position
-        end = next((i for i, message in enumerate(messages) if is_end(message)), None)
+        end = end_of(messages)
         if end is not None:
             self._position = (messages[end].offset() or 0) + 1
         table = self._on_time(messages[:end])
@@ -179,6 +180,13 @@ class EventReader:
 def rules_of(settings: Settings, which: Literal["impressions", "labels"]) -> EventRules:
     """What an event of a topic must fulfil."""
     return impression_rules(settings) if which == "impressions" else label_rules(settings)
+
+
+def end_of(messages: Sequence[Message]) -> int | None:
+    """Position of the message that is the end mark of a finite log, if one is."""
+    if None not in map(Message.value, messages):
+        return None
+    return next((i for i, message in enumerate(messages) if is_end(message)), None)
 
 
 def is_end(message: Message) -> bool:
