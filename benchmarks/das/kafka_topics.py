@@ -1,6 +1,7 @@
 """The benchmark's events in Kafka: a broker of its own, and topics that are filled beforehand.
 
-Two partitions a topic. The predictions stand there as `flows/fm_inference` writes them: Arrow
+Two partitions a topic, unless more are asked for. The predictions stand there as
+`flows/fm_inference` writes them: Arrow
 messages of the rows of a few thousand impressions, with the teacher's progress behind them.
 """
 
@@ -78,6 +79,7 @@ def settings_for(
     *,
     form: str = "json",
     live: bool = False,
+    partitions: int = PARTITIONS,
 ) -> Settings:
     """Configuration of one run: inputs shared by all runs on a broker, outputs of its own.
 
@@ -88,6 +90,7 @@ def settings_for(
         das: settings of the join that differ from the defaults.
         form: of impressions and labels.
         live: the wall clock may end a wait.
+        partitions: of each topic.
     """
     raw = events.settings().model_dump()
     raw["tasks"] = [{"name": "click", "window_s": window_s}]
@@ -96,9 +99,9 @@ def settings_for(
     raw["das"] = {"recovery_every_s": 10.0, "repeat_horizon_s": window_s, **(das or {})}
     inputs = ("impressions", "labels", "fm_predictions")
     raw["topics"] = {
-        **{topic: {"name": topic, "partitions": PARTITIONS} for topic in inputs},
-        **{t: {"name": t, "partitions": PARTITIONS, "format": form} for t in inputs[:2]},
-        "examples": {"name": f"examples-{name}", "partitions": PARTITIONS},
+        **{topic: {"name": topic, "partitions": partitions} for topic in inputs},
+        **{t: {"name": t, "partitions": partitions, "format": form} for t in inputs[:2]},
+        "examples": {"name": f"examples-{name}", "partitions": partitions},
         "dead_letters": {"name": f"dead_letters-{name}", "partitions": 1},
     }
     found = Settings.model_validate(raw)
@@ -121,7 +124,8 @@ def fill(settings: Settings, rows: int, *, for_flink: bool = False) -> Filled:
         for_flink: write the predictions as JSON too, to the topic `JSON_PREDICTIONS`.
     """
     if for_flink:
-        ensure(settings.kafka, [Topic(name=JSON_PREDICTIONS, partitions=PARTITIONS)])
+        partitions = settings.topics.impressions.partitions
+        ensure(settings.kafka, [Topic(name=JSON_PREDICTIONS, partitions=partitions)])
     say(f"writing {rows:,} impressions, their labels and predictions to Kafka")
     writer = Writer(settings)
     times_N, labels = events.times(rows)
@@ -138,13 +142,14 @@ def fill(settings: Settings, rows: int, *, for_flink: bool = False) -> Filled:
 
 
 class Writer:
-    """Writes events: those at even places of the stream to partition 0, the others to 1."""
+    """Writes events: the first of the stream to partition 0, the next to 1, and so on in turns."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._form = settings, settings.topics.impressions.format
         self._producer = Producer({**producer_config(settings.kafka), **OPTIONS})
         self._schema = prediction_schema(settings)
-        self._offsets = [0] * PARTITIONS  # in impressions
+        self._partitions = settings.topics.impressions.partitions
+        self._offsets = [0] * self._partitions  # in impressions
 
     def impressions(self, found: pl.DataFrame) -> None:
         """Write impressions."""
@@ -160,8 +165,8 @@ class Writer:
 
     def predictions(self, found: pl.DataFrame, progress_ms: int | None = None) -> None:
         """Write predictions, and how far they go: to the last of them, if not said otherwise."""
-        for partition in range(PARTITIONS):
-            mine = found[partition::PARTITIONS]
+        for partition in range(self._partitions):
+            mine = found[partition :: self._partitions]
             for start in range(0, max(1, mine.height), MICRO_BATCH):
                 self._batch(partition, mine[start : start + MICRO_BATCH], progress_ms)
         self._wait()
@@ -170,16 +175,16 @@ class Writer:
         """Write the ends of all logs."""
         topics = self._settings.topics
         for topic in (topics.impressions, topics.labels):
-            for partition in range(PARTITIONS):
+            for partition in range(self._partitions):
                 headers: dict[str, str | bytes | None] = {END_HEADER: b""}
                 self._producer.produce(topic.name, None, partition=partition, headers=headers)
-        for partition in range(PARTITIONS):
+        for partition in range(self._partitions):
             self._progress(self._schema.empty_table(), partition, END_MS)
         self._wait()
 
     def _events(self, topic: str, found: pl.DataFrame) -> None:
-        for partition in range(PARTITIONS):
-            mine = found[partition::PARTITIONS].to_arrow()
+        for partition in range(self._partitions):
+            mine = found[partition :: self._partitions].to_arrow()
             if self._form == "json":
                 values = json_events(mine)
             else:
@@ -205,8 +210,8 @@ class Writer:
 
     def _progress(self, rows: pa.Table, partition: int, progress_ms: int) -> None:
         topic = self._settings.topics.fm_predictions.name
-        to_N = shard_of(rows["impression_id"], self._settings.das.shards) % PARTITIONS
-        for to in range(PARTITIONS):
+        to_N = shard_of(rows["impression_id"], self._settings.das.shards) % self._partitions
+        for to in range(self._partitions):
             for value, _ in encoded(rows.filter(pa.array(to_N == to)), partition, progress_ms):
                 self._send(topic, value, to)
 
@@ -230,7 +235,8 @@ class Examples:
     def __init__(self, settings: Settings) -> None:
         """Begin at the oldest; the topic must exist."""
         name, config = settings.topics.examples.name, client_config(settings.kafka)
-        self._consumers = [PartitionConsumer(config, name, p, None) for p in range(PARTITIONS)]
+        partitions = range(settings.topics.examples.partitions)
+        self._consumers = [PartitionConsumer(config, name, p, None) for p in partitions]
         self._totals: dict[int, int] = {}  # number of the next example of each shard
 
     def read(self) -> list[tuple[int, pa.Table, ExampleHeader]]:
