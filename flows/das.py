@@ -39,7 +39,7 @@ from flows.kafka.producer import BatchProducer
 from flows.kafka.sink import TopicSink
 from flows.records import END_MS, floor_ms
 from flows.run_folder import RunFolder
-from flows.runner import Placement, create_recovery_store, run_flow
+from flows.runner import Placement, create_recovery_store, request_stop, run_flow
 from flows.settings import Settings, load
 from monitoring.metrics import DAS_RECOVERY
 
@@ -83,8 +83,10 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
                 self._core.take_rows(*rest)
             elif what == "watermark":
                 self._core.take_watermark(*rest)
+            elif what == "stop":
+                self._stop(self._core)
             else:
-                self._core.take_idle(*rest)
+                self._core.take_standing(what, *rest)
         return self.on_notify()
 
     def on_notify(self) -> tuple[list[Message], bool]:
@@ -126,6 +128,14 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
         """Plain data; the rows stand in files."""
         assert self._core is not None
         return self._core.save()
+
+    def _stop(self, core: Shard) -> None:
+        """Close nothing more, and end the inputs of this process too.
+
+        What one process leaves unread, the others must not close without.
+        """
+        core.halt()
+        request_stop()
 
     def _look_back(self, core: Shard) -> None:
         """Live, what was written behind the snapshot is looked for, and nothing closes before."""

@@ -1,16 +1,21 @@
 """Runs a Bytewax flow in this process until its input ends or SIGTERM or SIGINT asks it to stop.
 
 A stop is clean: each source sees `stop_requested` and ends where it stands, the last epoch is
-committed, and `run_flow` returns. It closes no window and marks no end of a log.
+committed, and `run_flow` returns. It closes no window and marks no end of a log. Of several
+processes of a flow none ends before all do, so a flow whose processes share work passes a stop on.
 """
 
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import select
 import shutil
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +30,8 @@ from bytewax.run import cli_main
 from flows.allocator import use_malloc
 from flows.clock_watch import ending_if_set_back
 
+logger = logging.getLogger(__name__)
+
 RECOVERY_PARTITIONS = 2
 """Fixed for the life of a recovery store, whatever the number of workers."""
 
@@ -32,7 +39,11 @@ COLLECT_AFTER = (100_000, 20, 100)
 """Objects made since the last look for cycles, and looks before one at older objects."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LOOK_S = 0.1
+REMIND_S = 30.0
+"""How often a process says that it still waits for the others."""
 _STOP = threading.Event()
+_READING = threading.Event()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +73,19 @@ class Placement:
 
 
 def stop_requested() -> bool:
-    """Whether a signal asked the flow that runs in this process to stop; sources then end."""
+    """Whether the flow that runs in this process was asked to stop; sources then end.
+
+    They ask before each read, so the first question shows that all processes have found together.
+    """
+    _READING.set()
     return _STOP.is_set()
+
+
+def request_stop() -> None:
+    """Ask the flow that runs in this process to stop, as a signal does."""
+    if not _STOP.is_set():
+        logger.info("another process of this flow stops, so this one does")
+    _STOP.set()
 
 
 def run_flow(
@@ -84,7 +106,7 @@ def run_flow(
         create_recovery_store(recovery)
         config = RecoveryConfig(recovery, timedelta(0))
     cluster = bool(placement.addresses)
-    with stopping_on_signals(), sparing_collector(), ending_if_set_back():
+    with stopping_on_signals(), leaving_unmet(placement), sparing_collector(), ending_if_set_back():
         cli_main(
             flow,
             workers_per_process=placement.workers,
@@ -124,6 +146,47 @@ def stopping_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def leaving_unmet(placement: Placement) -> Iterator[None]:
+    """Inside, a stop ends a process at once that still waits for the others of its flow.
+
+    Bytewax waits for them without an end, and lets no handler run meanwhile. Nothing was read yet,
+    so nothing is left undone.
+    """
+    _READING.clear()
+    is_main = threading.current_thread() is threading.main_thread()
+    if len(placement.addresses) < 2 or not is_main:
+        yield
+        return
+    heard, said = socket.socketpair()
+    said.setblocking(False)
+    before = signal.set_wakeup_fd(said.fileno(), warn_on_full_buffer=False)
+    waiting = threading.Thread(target=_wait_for_others, args=(placement, heard), daemon=True)
+    waiting.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        said.close()
+        waiting.join()
+        heard.close()
+
+
+def _wait_for_others(placement: Placement, heard: socket.socket) -> None:
+    """Until the flow reads: end at a signal, and say from time to time what is missing."""
+    others = [a for i, a in enumerate(placement.addresses) if i != placement.process_id]
+    begun_s, remind_s = time.monotonic(), 0.0
+    while not _READING.is_set():
+        if time.monotonic() - begun_s >= remind_s:
+            logger.info("waiting for the other processes of this flow: %s", ", ".join(others))
+            remind_s += REMIND_S
+        if select.select([heard], [], [], LOOK_S)[0]:
+            if heard.recv(1):
+                logger.info("stopped before the other processes were there")
+                os._exit(0)
+            return  # the flow has ended
 
 
 @contextmanager

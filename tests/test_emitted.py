@@ -152,7 +152,8 @@ class Lives(World):
         watermark = END_MS if start >= len(rows) else rows[end - 1][1]
         self.at[source] = end + (start >= len(rows))
         self.now_s += self.rng.choice((0, 1, 3))
-        idle = self.rng.choice(list(self.inputs)) if self.rng.random() < 0.3 else None
+        other = self.rng.choice(list(self.inputs)) if self.rng.random() < 0.3 else None
+        standing = self.rng.choice(("idle", "idle", "at_end", "behind"))
         for s in range(len(self.shards)):
             mine = [r for r, _ in rows[start:end] if shard(r["impression_id"], self.config) == s]
             table = pa.Table.from_pylist(mine, self.schemas[source[0]])
@@ -160,8 +161,8 @@ class Lives(World):
             for core, log in ((self.shards[s], self.log), (self.forgetful[s], self.lineage)):
                 core.take_rows("predictions" if source[0] == "fm" else source[0], table)
                 core.take_watermark(source, watermark)
-                if idle is not None and idle[0] != "fm":
-                    core.take_idle(idle)
+                if other is not None and other[0] != "fm":
+                    core.take_standing(standing, other)
                 if closes:
                     log[s] += core.advance(self.now_s)
 

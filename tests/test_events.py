@@ -217,6 +217,55 @@ def test_partition_is_not_idle_while_its_broker_is_away(
         source.close()
 
 
+def standings(source: EventPartition, num: int) -> list[str]:
+    """What a source says of itself until it has said so much to shard 0."""
+    said: list[str] = []
+    deadline = time.monotonic() + 60
+    while len(said) < num:
+        assert time.monotonic() < deadline, said
+        said += [what for key, (what, *_) in source.next_batch() if key == "0"]
+    return said
+
+
+def test_idle_partition_is_behind_again_when_its_broker_is_away(
+    tiny_settings: Settings, tmp_path: Path
+) -> None:
+    raw = tiny_settings.model_dump()
+    raw["teacher"]["version"], raw["das"]["idle_s"] = "newest", 1.0
+    with EmbeddedKafka(tmp_path / "kafka") as broker:
+        settings = Settings.model_validate({**raw, "kafka": {"bootstrap": broker.bootstrap}})
+        ensure_topics(settings)
+        reader = EventReader(settings, "labels", 0, None, None)
+        source = EventPartition(settings, "labels", 0, reader, ReadAhead(settings), ended=False)
+        assert standings(source, 3) == ["watermark", "at_end", "idle"]
+        broker.kill()
+        assert standings(source, 1) == ["behind"]
+        broker.start()
+        assert standings(source, 1) == ["idle"]
+        source.close()
+
+
+@pytest.mark.kafka
+def test_partition_that_gets_only_what_is_set_aside_is_idle(
+    kafka_settings: Settings, producer: BatchProducer
+) -> None:
+    raw = kafka_settings.model_dump()
+    raw["teacher"]["version"], raw["das"]["idle_s"] = "newest", 0.5
+    settings = Settings.model_validate(raw)
+    topic = settings.topics.labels.name
+    reader = EventReader(settings, "labels", 0, None, None)
+    source = EventPartition(settings, "labels", 0, reader, ReadAhead(settings), ended=False)
+    said: list[str] = []
+    deadline = time.monotonic() + 60
+    while "idle" not in said:
+        assert time.monotonic() < deadline, said
+        producer.send(topic, b"no label", partition=0)
+        producer.flush()
+        said += [what for key, (what, *_) in source.next_batch() if key == "0"]
+    assert reader.state()[0] > 0
+    source.close()
+
+
 def test_labels_carry_position_of_their_task_and_address(
     kafka_settings: Settings, producer: BatchProducer
 ) -> None:

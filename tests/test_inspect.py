@@ -147,7 +147,7 @@ def test_input_that_is_left_out_is_told_with_its_reason(
     tiny_settings: Settings, tmp_path: Path
 ) -> None:
     core = one_shard(tiny_settings, tmp_path, PatientWatermarks(sources(2, 1), grace_s=10.0))
-    core.take_idle(("labels", 0))
+    core.take_standing("idle", ("labels", 0))
     core.advance(20.0)
     core.advance(40.0)
     core.save()

@@ -60,7 +60,7 @@ def read(consumer: PartitionConsumer, num: int) -> list[bytes | None]:
 
     def done() -> bool:
         values.extend(message.value() for message in consumer.poll(100))
-        return len(values) >= num and consumer.at_end_now()
+        return len(values) >= num and consumer.at_end_now() is True
 
     eventually(done)
     return values

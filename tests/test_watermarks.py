@@ -85,6 +85,36 @@ def test_idle_partition_is_left_out_until_it_has_caught_up() -> None:
     assert live.minimum(8500, 10.0) == 8600
 
 
+def test_partition_that_may_hold_more_is_waited_for_behind_what_is_closed() -> None:
+    """In a new life nobody knows what was written to it meanwhile."""
+    before = PatientWatermarks(sources(1, 2), GRACE_S)
+    before.advance(IMPRESSIONS, 9000)
+    before.advance(FM, 9000)
+    before.advance(LABELS, 9000)
+    before.advance(("labels", 1), 1000)
+    assert before.minimum(BEGIN_MS, 0.0) == 1000
+    before.idle(("labels", 1))
+    assert before.minimum(1000, 0.0) == 9000
+    live = PatientWatermarks(sources(1, 2), GRACE_S)
+    for source, ts_ms in before.values.items():
+        live.advance(source, ts_ms)
+    live.advance(IMPRESSIONS, 20_000)
+    live.advance(FM, 20_000)
+    live.advance(LABELS, 20_000)
+    assert live.minimum(9000, 0.0) == 1000
+    live.advance(("labels", 1), 8000)
+    assert live.minimum(9000, 0.0) == 8000
+    live.advance(("labels", 1), 15_000)
+    assert live.minimum(9000, 0.0) == 15_000
+    live.idle(("labels", 1))
+    live.advance(("labels", 1), 16_000)
+    assert live.minimum(18_000, 0.0) == 20_000  # read to its end: goes on behind
+    live.behind(("labels", 1))
+    assert live.minimum(18_000, 0.0) == 16_000
+    live.at_end(("labels", 1))
+    assert live.minimum(18_000, 0.0) == 20_000
+
+
 def test_when_all_are_idle_what_was_read_is_closed(live: PatientWatermarks) -> None:
     live.advance(IMPRESSIONS, 3000)
     live.advance(FM, 3000)

@@ -50,10 +50,9 @@ class FilePartition(InputPartition):
     """Lines of one file, a batch at a time."""
 
     def __init__(self, settings: Settings, kind: str, path: Path, ahead: ReadAhead) -> None:
-        super().__init__(ahead)
+        super().__init__(ahead, settings.das.shards)
         self._kind = kind
         self._source = (TEACHER if kind == "predictions" else kind, 0)
-        self._shards = settings.das.shards
         self._lateness = Lateness(0)
         self._schema = prediction_schema(settings)
         self._rules: EventRules | None = None
@@ -77,9 +76,8 @@ class FilePartition(InputPartition):
         return self._lateness.watermark_ms
 
     def _read(self) -> list[Item]:
-        items = rows_by_shard(self._kind, self.read_rows(), self._shards)
-        mark = self._lateness.watermark_ms
-        return items + [(str(s), ("watermark", s, self._source, mark)) for s in range(self._shards)]
+        items = rows_by_shard(self._kind, self.read_rows(), self._num_shards)
+        return items + self._to_all("watermark", self._source, self._lateness.watermark_ms)
 
     def read_rows(self) -> pa.Table:
         """Rows of the next lines, and behind the last that the file has `ended`."""

@@ -138,8 +138,9 @@ class BoundedPartition(StatefulSourcePartition[Item, State]):
                 )
             rows = self._within(kind, rows)
             return (key, (what, shard, kind, rows)) if rows.num_rows else None
-        source, ts_ms = rest
-        self._marks[source] = max(self._marks[source], ts_ms)
+        if what == "watermark":
+            source, ts_ms = rest
+            self._marks[source] = max(self._marks[source], ts_ms)
         return item
 
     def _within(self, kind: str, rows: pa.Table) -> pa.Table:

@@ -117,8 +117,8 @@ class EventReader:
         """Offset of the next message and running maximum of event time, for a checkpoint."""
         return self._position, self._lateness.running_max_ms
 
-    def caught_up(self) -> bool:
-        """Whether the partition was read to its end, by what the broker says now."""
+    def caught_up(self) -> bool | None:
+        """Whether the partition was read to its end; None if the broker does not say so now."""
         return self._ended or self._consumer is None or self._consumer.at_end_now()
 
     def flush(self) -> None:

@@ -76,6 +76,7 @@ class Shard:
         self.total = 0
         """Examples ever emitted: the number of the next."""
         self._pending = 0
+        self._halted = False
         self._gauges = ShardGauges(index, watermarks)
         self._spilling = Spilling(das.recovery_every_s)
 
@@ -100,9 +101,23 @@ class Shard:
         """No further row of `source` will precede `ts_ms`."""
         self._watermarks.advance(source, ts_ms)
 
-    def take_idle(self, source: Source) -> None:
-        """The partition of `source` was read to its end and is silent."""
-        self._watermarks.idle(source)
+    def take_standing(self, what: str, source: Source) -> None:
+        """How far the partition of `source` was read, by the wall clock: see `Watermarks`.
+
+        Args:
+            what: behind, at_end or idle.
+            source: of the partition.
+        """
+        ways = {
+            "behind": self._watermarks.behind,
+            "at_end": self._watermarks.at_end,
+            "idle": self._watermarks.idle,
+        }
+        ways[what](source)
+
+    def halt(self) -> None:
+        """Close nothing from now on: an input has ended before its log."""
+        self._halted = True
 
     def advance(self, now_s: float) -> list[Message]:
         """Close what the watermarks allow.
@@ -117,7 +132,7 @@ class Shard:
         if self._spilling.is_due(now_s):
             self._folder.spill()
         limit_ms = floor_ms(self._watermarks.minimum(self.done_ms, now_s), self._bucket_ms)
-        if limit_ms <= self.done_ms:
+        if limit_ms <= self.done_ms or self._halted:
             return []
         found: list[Message] = []
         with DAS_CLOSE.time():

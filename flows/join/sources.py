@@ -1,9 +1,10 @@
 """Inputs of DAS: rows split by shard, and behind them, on the same channel, the watermark.
 
 Items are `(str(shard), ("rows", shard, kind, table))`, `(str(shard), ("watermark", shard, source,
-ts_ms))` and, live, `(str(shard), ("idle", shard, source))`; a source is (kind, partition), see
+ts_ms))` and, live, `(str(shard), (standing, shard, source))`; a source is (kind, partition), see
 flows/join/watermarks.py. A partition ends behind the end mark of its log, or when a stop is
-requested; the latter sends no watermark.
+requested; the latter sends no watermark but `(str(shard), ("stop", shard))`: nobody reads the
+partition from there on, so no shard may close what it might hold.
 """
 
 from __future__ import annotations
@@ -32,10 +33,16 @@ from monitoring.metrics import SOURCE_EVENTS, SOURCE_LAG
 
 PAUSES_MS = (2, 5, 10, 20)
 """Waits after one, two, three, and more reads in a row that gave nothing."""
+ASK_EVERY_S = 1.0
+"""How often a silent partition asks the broker for its end, before it is idle."""
+NO_ANSWER = 4
+"""So many times longer it waits where the broker did not answer."""
 PREDICTION_MESSAGES = 64
 """Read at a time; each holds up to thousands of rows."""
 
 Item: TypeAlias = "tuple[str, tuple[Any, ...]]"
+Standing: TypeAlias = Literal["behind", "at_end", "idle"]
+"""Of a partition: there may be more; read to its end; so for long."""
 EventState: TypeAlias = "tuple[tuple[int, int], bool]"
 """Offset and running maximum; whether the end was read."""
 PredictionState: TypeAlias = "tuple[int, dict[int, int]]"
@@ -71,15 +78,20 @@ def compact(batch: pa.RecordBatch) -> pa.Table:
 class InputPartition(StatefulSourcePartition[Item, Any]):
     """What the partitions of all inputs share: when to read, when to pause, when to end."""
 
-    def __init__(self, ahead: ReadAhead) -> None:
+    def __init__(self, ahead: ReadAhead, shards: int) -> None:
         self._ahead = ahead
+        self._num_shards = shards
         self._nothing = 0  # reads in a row that gave nothing
         self._awake: datetime | None = None
+        self._stopping = False
 
     def next_batch(self) -> list[Item]:
         """Items that have arrived."""
-        if stop_requested() or self._has_ended():
+        if self._stopping or self._has_ended():
             raise StopIteration
+        if stop_requested():
+            self._stopping = True
+            return self._to_all("stop")
         items = self._read() if self._ahead.allows(self._watermark_ms()) else []
         self._nothing = 0 if items else self._nothing + 1
         self._awake = None
@@ -91,6 +103,9 @@ class InputPartition(StatefulSourcePartition[Item, Any]):
     def next_awake(self) -> datetime | None:
         """A little later, if there was nothing."""
         return self._awake
+
+    def _to_all(self, what: str, *values: Any) -> list[Item]:
+        return [(str(s), (what, s, *values)) for s in range(self._num_shards)]
 
     @abstractmethod
     def _has_ended(self) -> bool: ...
@@ -115,15 +130,16 @@ class EventPartition(InputPartition):
         ended: bool,
         growth: TopicGrowth | None = None,
     ) -> None:
-        super().__init__(ahead)
+        super().__init__(ahead, settings.das.shards)
         self._growth = growth
         self._source: Source = (kind, partition)
-        self._shards = settings.das.shards
         self._idle_s = None if settings.as_of else settings.das.idle_s
         self._reader, self._ended = reader, ended
         self._sent_ms = BEGIN_MS
         self._heard_s = time.monotonic()
-        self._greeted = self._idle = False
+        self._ask_s = self._heard_s
+        self._standing: Standing = "behind"
+        self._greeted = False
 
     def snapshot(self) -> EventState:
         """Where to go on; the dead letters so far are acknowledged."""
@@ -144,31 +160,41 @@ class EventPartition(InputPartition):
     def _read(self) -> list[Item]:
         if not self._greeted:  # so that all shards are there from the first snapshot on
             self._greeted = True
-            return self._to_all("watermark", self._sent_ms)
+            return self._to_all("watermark", self._source, self._sent_ms)
         if self._growth is not None:
             self._growth.look()
         batch = self._reader.read()
         if batch is None:
             return self._silence()
-        self._heard_s, self._idle, self._ended = time.monotonic(), False, batch.ended
-        items = rows_by_shard(self._source[0], batch.table, self._shards)
+        self._ended = batch.ended
+        items = rows_by_shard(self._source[0], batch.table, self._num_shards)
         if batch.watermark_ms > self._sent_ms:
             self._sent_ms = batch.watermark_ms
-            items += self._to_all("watermark", batch.watermark_ms)
+            items += self._to_all("watermark", self._source, batch.watermark_ms)
+        if not items:  # all of it was set aside: no sign of life
+            return self._silence()
+        self._heard_s = time.monotonic()
+        if self._standing == "idle":
+            self._standing = "at_end"
         return items
 
     def _silence(self) -> list[Item]:
-        """Say once that the partition is idle, where the wall clock may decide that."""
-        if self._idle_s is None or self._idle or time.monotonic() - self._heard_s < self._idle_s:
+        """Where the wall clock may decide: say how the partition stands when that changes."""
+        now_s = time.monotonic()
+        if self._idle_s is None or now_s < self._ask_s:
             return []
-        if not self._reader.caught_up():
-            self._heard_s = time.monotonic()  # the broker is asked once in a while only
-            return []
-        self._idle = True
-        return self._to_all("idle")
+        before, self._standing = self._standing, self._stands(now_s, self._idle_s)
+        return [] if self._standing == before else self._to_all(self._standing, self._source)
 
-    def _to_all(self, what: str, *values: int) -> list[Item]:
-        return [(str(s), (what, s, self._source, *values)) for s in range(self._shards)]
+    def _stands(self, now_s: float, idle_s: float) -> Standing:
+        """Ask the broker, and set when to ask again."""
+        at_end = self._reader.caught_up()
+        is_idle = at_end and now_s - self._heard_s >= idle_s
+        wait_s = idle_s if is_idle else min(idle_s, ASK_EVERY_S)
+        self._ask_s = now_s + (wait_s * NO_ANSWER if at_end is None else wait_s)
+        if is_idle:
+            return "idle"
+        return "at_end" if at_end else "behind"
 
 
 class PredictionPartition(InputPartition):
@@ -182,9 +208,8 @@ class PredictionPartition(InputPartition):
         ahead: ReadAhead,
         progress_ms: dict[int, int],
     ) -> None:
-        super().__init__(ahead)
+        super().__init__(ahead, settings.das.shards)
         self._topic, self._partition = settings.topics.fm_predictions, partition
-        self._num_shards = settings.das.shards
         self._shards = range(partition, settings.das.shards, self._topic.partitions)
         self._schema = prediction_schema(settings)
         self._consumer = consumer

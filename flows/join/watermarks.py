@@ -4,7 +4,9 @@ Sources are ("impressions", p), ("labels", p), and ("fm", p): the teacher's prog
 partition p. With `as_of` the log alone decides. Live, the wall clock knows two ways out of waiting:
 
 - a partition that its source calls idle (read to its end, then silent) is left out, and with it the
-  teacher's progress on it, if that has caught up;
+  teacher's progress on it, if that has caught up. So is one that goes on behind what is closed,
+  once it was read to its end in this life of the process: until then it may hold what was written
+  while nobody read, and is waited for;
 - the teacher's progress on a partition is left out once it lacks what was wanted of it
   `grace_s` ago, whether it is silent or merely too slow.
 
@@ -49,6 +51,12 @@ class Watermarks:
     def idle(self, source: Source) -> None:
         """A source says that it has read its partition to the end and found it silent."""
 
+    def at_end(self, source: Source) -> None:
+        """A source says that it has read its partition to the end."""
+
+    def behind(self, source: Source) -> None:
+        """A source says that it no longer knows whether it has."""
+
     def minimum(self, _done_ms: int, _now_s: float) -> int:
         """Event time that no further row will precede."""
         return min(self.values.values())
@@ -65,6 +73,7 @@ class PatientWatermarks(Watermarks):
         super().__init__(names)
         self._grace_s = grace_s
         self._idle: set[Source] = set()
+        self._behind = {source for source in self.values if source[0] != TEACHER}
         self._silent: set[Source] = set()
         self._wanted: deque[tuple[float, int]] = deque()  # (wall clock, event time), both ascending
         self._wanted_ms = BEGIN_MS  # what was wanted `grace_s` ago
@@ -77,9 +86,19 @@ class PatientWatermarks(Watermarks):
 
     def idle(self, source: Source) -> None:
         """Leave `source` out until its watermark moves."""
+        self.at_end(source)
         if source not in self._idle:
             self._idle.add(source)
             DAS_LEFT_OUT.labels("idle_partition").inc()
+
+    def at_end(self, source: Source) -> None:
+        """Wait for `source` no longer where it is behind what is closed."""
+        self._behind.discard(source)
+
+    def behind(self, source: Source) -> None:
+        """Wait for `source`, wherever it is."""
+        self._idle.discard(source)
+        self._behind.add(source)
 
     def minimum(self, done_ms: int, now_s: float) -> int:
         """Event time to close, given the wall clock; never less than `done_ms` by rejoining."""
@@ -100,7 +119,7 @@ class PatientWatermarks(Watermarks):
             return IDLE if self._caught_up(("impressions", partition), ts_ms) else WAITED_FOR
         if source in self._idle:
             return IDLE
-        return WAITED_FOR if ts_ms >= done_ms else REJOINING
+        return WAITED_FOR if self._counts(source, ts_ms, done_ms) else REJOINING
 
     def _base(self, done_ms: int) -> int:
         """Event time to close if there were no teacher."""
@@ -108,8 +127,12 @@ class PatientWatermarks(Watermarks):
         running = {s: ts_ms for s, ts_ms in events.items() if ts_ms < END_MS}
         if not running:
             return END_MS
-        active = [ts for s, ts in running.items() if s not in self._idle and ts >= done_ms]
+        active = [ts for s, ts in running.items() if self._counts(s, ts, done_ms)]
         return min(active) if active else max(running.values())
+
+    def _counts(self, source: Source, ts_ms: int, done_ms: int) -> bool:
+        """Whether a partition that goes on is waited for."""
+        return source not in self._idle and (ts_ms >= done_ms or source in self._behind)
 
     def _remember(self, base_ms: int, now_s: float) -> None:
         if not self._wanted or base_ms > self._wanted[-1][1]:

@@ -101,15 +101,15 @@ class PartitionConsumer:
         """Whether everything up to the high watermark, as last heard of, has been returned."""
         return self.lag() == 0
 
-    def at_end_now(self, timeout_s: float = 1.0) -> bool:
-        """Whether everything was returned, by the broker's answer; no answer is no end."""
+    def at_end_now(self, timeout_s: float = 1.0) -> bool | None:
+        """Whether everything was returned, by the broker's answer; None if it does not answer."""
         if not self.at_end():
             return False
         try:
             _, self._high = self._consumer.get_watermark_offsets(self._address, timeout=timeout_s)
         except KafkaException as failure:
             logger.warning("%s: %s", self._place(), failure.args[0].str())
-            return False
+            return None
         return self.at_end()
 
     def lag(self) -> int:
