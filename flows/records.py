@@ -112,7 +112,7 @@ def example_schema(settings: Settings) -> pa.Schema:
             *fields,
             pa.field("fm_version", pa.int64()),
             pa.field("closed_ts_ms", pa.int64()),
-            pa.field("correction", pa.int16()),  # 0: the first example of its tasks
+            pa.field("correction", pa.int32()),  # 0: the first example of its tasks
             pa.field("shard", pa.int16()),
             pa.field("number", pa.int64()),  # running number within the shard
         ]

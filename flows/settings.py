@@ -63,11 +63,19 @@ class EventTopic(Topic):
     of a schema that the Schema Registry knows."""
     lateness_s: Annotated[float, Field(ge=0)] = 0.0
     """An event older than its partition's running maximum minus this is late."""
+    max_ahead_s: Annotated[float, Field(ge=0)] = 60.0
+    """An event may be so much newer than its message, by the message's timestamp: clocks of writers
+    differ. One of next year would make all that follows late."""
 
     @property
     def lateness_ms(self) -> int:
         """`lateness_s` in milliseconds."""
         return round(self.lateness_s * 1000)
+
+    @property
+    def max_ahead_ms(self) -> int:
+        """`max_ahead_s` in milliseconds."""
+        return round(self.max_ahead_s * 1000)
 
 
 class Topics(Value):

@@ -91,6 +91,28 @@ def test_state_of_unknown_make_is_refused(
         claim(state, tiny_settings)
 
 
+def test_what_decides_a_replay_may_not_change_and_live_may(
+    tiny_settings: Settings, tmp_path: Path
+) -> None:
+    raw = tiny_settings.model_dump()
+    live = {**raw, "teacher": {**raw["teacher"], "version": "newest"}}
+    labels = {**raw["topics"]["labels"], "lateness_s": 7.0}
+    changes = {
+        "topics": {**raw["topics"], "labels": labels},
+        "das": {**raw["das"], "repeat_horizon_s": 7.0},
+    }
+    claim(tmp_path / "live", Settings.model_validate(live))
+    claim(tmp_path / "live", Settings.model_validate(live | changes))
+    claim(tmp_path / "replay", tiny_settings)
+    for key, value in changes.items():
+        with pytest.raises(
+            SettingsError, match=r"(lateness_s|repeat_horizon_s): .* 7.0 configured"
+        ):
+            claim(tmp_path / "replay", Settings.model_validate(raw | {key: value}))
+    with pytest.raises(SettingsError, match=r"teacher.version: 'as_of' there, 'newest' configured"):
+        claim(tmp_path / "replay", Settings.model_validate(live))
+
+
 def run(recovery: Path) -> None:
     flow, out = Dataflow("few"), list[int]()
     op.output("out", op.input("in", flow, TestingSource([1, 2, 3])), TestingSink(out))

@@ -1,10 +1,14 @@
-"""Live shards that crash: what they wrote stays, is not written again, and nothing else is lost."""
+"""Live shards that crash: what they wrote stays, is not written again, and nothing else is lost.
+
+What contradicts it is a correction, where a task corrects.
+"""
 
 from __future__ import annotations
 
 import random
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +21,16 @@ from hypothesis import strategies as st
 
 from flows.join.emitted import Written
 from flows.join.example_rows import Message
+from flows.join.label_join import ARRIVING
+from flows.join.label_rules import LabelRules
 from flows.join.segments import wait_for_writes
 from flows.join.shard import Shard
 from flows.join.watermarks import PatientWatermarks, sources
 from flows.join.written_examples import Found
 from flows.learning.example_reader import ExampleReader, Mask, Place
-from flows.records import END_MS, decode, example_schema
+from flows.records import END_MS, decode, example_schema, impression_schema
 from flows.settings import Settings
+from monitoring.metrics import DAS_TOO_LATE
 from tests.test_shard import CASES, Case, Row, World, make_case, shard
 
 Key = tuple[str, str, int]
@@ -48,6 +55,31 @@ def keys(rows: list[Row], settings: Settings) -> dict[Key, list[int]]:
             if row[f"mask_{task.name}"]:
                 found[row["impression_id"], task.name, row["correction"]].append(row["ts_ms"])
     return found
+
+
+def said(rows: list[Row], settings: Settings) -> dict[tuple[str, int, int], list[tuple[int, int]]]:
+    """Correction and label of each example of an impression (id, event time) and task, in order."""
+    found = defaultdict[tuple[str, int, int], list[tuple[int, int]]](list)
+    for row in rows:
+        for task, name in enumerate(t.name for t in settings.tasks):
+            if row[f"mask_{name}"]:
+                key = row["impression_id"], row["ts_ms"], task
+                found[key].append((row["correction"], row[f"label_{name}"]))
+    return found
+
+
+def assert_last_word_is_right(ours: list[Row], theirs: list[Row], settings: Settings) -> None:
+    """Examples are numbered 0, 1, ..., each contradicts the one before, the last is the twin's."""
+    found, twin = said(ours, settings), said(theirs, settings)
+    shown = Counter(ident for ident, _ in {key[:2] for key in (*found, *twin)})
+    corrects_T = LabelRules.of(settings).corrects_T
+    for key, examples in found.items():
+        numbers, labels = zip(*examples, strict=True)
+        assert numbers == tuple(range(len(numbers))), key
+        assert all(a != b for a, b in pairwise(labels)), key
+        assert corrects_T[key[2]] or len(labels) == 1
+        if corrects_T[key[2]] and key in twin and shown[key[0]] == 1:
+            assert labels[-1] == twin[key][-1][1], key
 
 
 def everything(table: pa.Table) -> Mask:
@@ -189,8 +221,9 @@ def check(seed: int) -> None:
         near = [b - a for a, b in zip(sorted(shown), sorted(shown)[1:], strict=False)]
         assert all(gap_ms >= horizon_ms for gap_ms in near), f"{key} twice: {shown}"
     theirs = [r for log in world.lineage.values() for m, _ in log for r in decode(m)[0].to_pylist()]
+    assert_last_word_is_right(world.consumer.rows, theirs, case.settings)
     for key, shown in keys(theirs, case.settings).items():
-        for ts_ms in shown:
+        for ts_ms in shown if key[2] == 0 else ():
             assert any(abs(ts_ms - t) < horizon_ms for t in found[key]), f"{key} lost: {ts_ms}"
 
 
@@ -198,3 +231,87 @@ def check(seed: int) -> None:
 @given(seed=st.integers(0, 2**32))
 def test_no_example_is_emitted_again_by_a_later_life(seed: int) -> None:
     check(seed)
+
+
+NAMES = sources(1, 2)
+
+
+def corrected(late_labels: str) -> Settings:
+    """One task with a window of ten seconds, labels in two partitions."""
+    return Settings.model_validate(
+        {
+            "domains": ["feed"],
+            "features": [{"name": "item", "kind": "categorical"}],
+            "tasks": [{"name": "click", "window_s": 10, "late_labels": late_labels}],
+            "students": [{"name": "late", "tasks": ["click"]}],
+            "topics": {
+                "impressions": {"name": "i", "partitions": 1},
+                "labels": {"name": "l", "partitions": 2},
+            },
+            "das": {"shards": 1, "correction_horizon_s": 100},
+        }
+    )
+
+
+def pass_time(core: Shard, ts_s: int, but: tuple[str, int] | None = None) -> list[Message]:
+    """Messages that leave when all inputs, but perhaps one, have come to `ts_s`."""
+    for source in NAMES:
+        if source != but:
+            core.take_watermark(source, ts_s * 1000)
+    return core.advance(float(ts_s))
+
+
+def two_lives(
+    settings: Settings, folder: Path, seen: list[Row], unseen: list[Row]
+) -> list[tuple[int, int]]:
+    """Correction and label of the examples of an impression at 100 s, killed behind its window.
+
+    Args:
+        settings: of `corrected`.
+        folder: of the shard.
+        seen: labels that come behind the window in the first life, from an idle partition.
+        unseen: further ones; in the second life all come before anything closes.
+    """
+    place = {"partition": 1, "index": 0}
+    first, second = (
+        pa.Table.from_pylist([r | place | {"offset": n} for n, r in enumerate(rows)], ARRIVING)
+        for rows in (seen, seen + unseen)
+    )
+    core = Shard(0, settings, folder, PatientWatermarks(NAMES, 5.0))
+    core.clear()
+    shown = {"impression_id": "i", "domain": "feed", "ts_ms": 100_000, "item": "a"}
+    event = shown | {"partition": 0, "offset": 0, "index": 0}
+    core.take_rows("impressions", pa.Table.from_pylist([event], impression_schema(settings)))
+    log = pass_time(core, 100)
+    state = core.save()
+    core.take_standing("idle", ("labels", 1))
+    log += pass_time(core, 130, but=("labels", 1))
+    core.take_rows("labels", first)
+    log += pass_time(core, 131)
+    core = Shard(0, settings, folder, PatientWatermarks(NAMES, 5.0))
+    core.restore(state)
+    core.recall(written(settings, log, core.total))
+    core.take_rows("labels", second)
+    log += pass_time(core, 400)
+    rows = [row for message, _ in log for row in decode(message)[0].to_pylist()]
+    return [(row["correction"], row["label_click"]) for row in rows]
+
+
+def label(ts_s: int, value: int) -> Row:
+    return {"impression_id": "i", "task": 0, "value": value, "ts_ms": ts_s * 1000}
+
+
+def test_label_that_is_in_time_for_a_later_life_only_corrects(tmp_path: Path) -> None:
+    found = two_lives(corrected("correct"), tmp_path, [], [label(105, 1)])
+    assert found == [(0, 0), (1, 1)]
+
+
+def test_corrections_of_a_later_life_go_on_behind_those_written(tmp_path: Path) -> None:
+    found = two_lives(corrected("correct"), tmp_path, [label(105, 1)], [label(150, 0)])
+    assert found == [(0, 0), (1, 1), (2, 0)]
+
+
+def test_label_that_a_later_life_drops_is_counted(tmp_path: Path) -> None:
+    before = DAS_TOO_LATE.labels("labels")._value.get()
+    assert two_lives(corrected("drop"), tmp_path, [], [label(105, 1)]) == [(0, 0)]
+    assert DAS_TOO_LATE.labels("labels")._value.get() == before + 1

@@ -217,6 +217,29 @@ def test_partition_is_not_idle_while_its_broker_is_away(
         source.close()
 
 
+def test_event_of_the_future_is_set_aside_and_makes_nothing_late(
+    kafka_settings: Settings, producer: BatchProducer
+) -> None:
+    raw = kafka_settings.model_dump()
+    raw["topics"]["labels"] |= {"lateness_s": 100.0, "max_ahead_s": 60.0}
+    settings = Settings.model_validate(raw)
+    now_ms, name = time.time_ns() // 1_000_000, settings.topics.labels.name
+    for i, ahead_s in enumerate((-2, 40, 600, 10**8, -1)):
+        label = {"impression_id": f"i-{i}", "task": "click", "value": 1}
+        value = json.dumps(label | {"ts_ms": now_ms + 1000 * ahead_s}).encode()
+        producer.send(name, value, partition=0)
+    producer.flush()
+    counter = REJECTED.labels(name, "ts_in_future")
+    reader = EventReader(settings, "labels", 0, None, None)
+    rows: list[str] = []
+    while reader.state()[0] < 5:
+        rows += ids(next_batch(reader))
+    assert rows == ["i-0", "i-1", "i-4"]
+    assert counter._value.get() == 2
+    assert reader.state() == (5, now_ms + 40_000)
+    reader.close()
+
+
 def standings(source: EventPartition, num: int) -> list[str]:
     """What a source says of itself until it has said so much to shard 0."""
     said: list[str] = []
@@ -245,7 +268,6 @@ def test_idle_partition_is_behind_again_when_its_broker_is_away(
         source.close()
 
 
-@pytest.mark.kafka
 def test_partition_that_gets_only_what_is_set_aside_is_idle(
     kafka_settings: Settings, producer: BatchProducer
 ) -> None:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from threading import Event
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -235,6 +236,42 @@ def test_spill_without_room_stops_the_next_snapshot(tmp_path: Path) -> None:
         StateFull, match=r"rows-0.*arrow cannot be written: Not a directory; make room"
     ):
         store.save()
+
+
+def test_damaged_file_is_not_merged_into_one_with_a_right_checksum(tmp_path: Path) -> None:
+    folder = SegmentFolder(tmp_path)
+    store = SegmentStore(folder, "rows", SCHEMA)
+    for number in range(segments.MERGED - 1):
+        store.append(table([number], number))
+        state = store.save()
+    path = tmp_path / state["files"][3]["name"]
+    content = bytearray(path.read_bytes())
+    content[content.index(b"3-0")] ^= 1
+    path.write_bytes(content)
+    store.append(table([9], 9))
+    with pytest.raises(SegmentError, match=rf"{path.name} is damaged: .*{WAY_OUT}"):
+        store.save()
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=9), max_size=12),
+    st.sets(st.integers(-1, 31)),
+    st.integers(0, 20),
+)
+@hypothesis_settings(deadline=None)
+def test_rows_of_some_times_are_found(
+    batches: list[list[int]], asked: set[int], floor_ms: int
+) -> None:
+    with tempfile.TemporaryDirectory() as path:
+        store = SegmentStore(SegmentFolder(Path(path)), "rows", SCHEMA)
+        for number, batch in enumerate(batches):
+            store.append(table(sorted(batch), number))
+            if number == 5:
+                store.save()
+        store.forget(floor_ms)
+        found = store.at(np.array(sorted(asked), dtype=np.int64))
+        everything = rows(store.between(0, 31))
+        assert sorted(rows(found)) == sorted(row for row in everything if row[0] in asked)
 
 
 def test_half_written_file_is_no_segment(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow as pa
 from confluent_kafka import Message
 
 from flows.events.dead_letters import DeadLetters
-from flows.events.decoding import Decoded, EventDecoder, Rejected
+from flows.events.decoding import EventDecoder, Rejected
 from flows.events.lateness import Lateness
 from flows.events.rules import EventRules, impression_rules, label_rules
 from flows.kafka.client import client_config
@@ -23,6 +24,8 @@ from flows.kafka.consumer import PartitionConsumer
 from flows.records import BEGIN_MS, END_HEADER, END_MS
 from flows.settings import EventTopic, Settings
 from monitoring.metrics import REJECTED, SOURCE_EVENTS, SOURCE_LAG, SOURCE_WATERMARK
+
+Times = np.ndarray[Any, np.dtype[np.int64]]
 
 ROWS_AN_ARROW_MESSAGE = 512
 """Expected, so that a batch of Arrow messages holds about as many rows as one of JSON."""
@@ -101,7 +104,7 @@ class EventReader:
             return self._batch(self._on_time([])) if announce else None
         messages = self._consumer.poll(self._max_messages)
         if not messages and self._position == self._consumer.position:
-            SOURCE_LAG.labels(self._topic.name, str(self._partition)).set(self._consumer.lag())
+            self.tell_lag()
             return None
         self._position = self._consumer.position
         end = end_of(messages)
@@ -120,6 +123,11 @@ class EventReader:
     def caught_up(self) -> bool | None:
         """Whether the partition was read to its end; None if the broker does not say so now."""
         return self._ended or self._consumer is None or self._consumer.at_end_now()
+
+    def tell_lag(self) -> None:
+        """Set the metric to what waits to be read."""
+        lag = 0 if self._ended or self._consumer is None else self._consumer.lag()
+        SOURCE_LAG.labels(self._topic.name, str(self._partition)).set(lag)
 
     def flush(self) -> None:
         """Wait until the dead letters are acknowledged; before a checkpoint.
@@ -140,9 +148,7 @@ class EventReader:
         watermark_ms = self._lateness.watermark_ms
         if watermark_ms not in (BEGIN_MS, END_MS):
             SOURCE_WATERMARK.labels(*labels).set(watermark_ms / 1000)
-        SOURCE_LAG.labels(*labels).set(
-            0 if self._ended or self._consumer is None else self._consumer.lag()
-        )
+        self.tell_lag()
         return EventBatch(
             partition=self._partition,
             table=table,
@@ -154,13 +160,18 @@ class EventReader:
     def _on_time(self, messages: list[Message]) -> pa.Table:
         decoded = self._decoder.decode(messages)
         SOURCE_EVENTS.labels(self._topic.name).inc(decoded.table.num_rows + len(decoded.rejected))
-        on_time_N = self._lateness.judge(decoded.table["ts_ms"].to_numpy())
-        self._set_aside(decoded, ~on_time_N)
-        table = decoded.table if on_time_N.all() else decoded.table.filter(pa.array(on_time_N))
+        ts_N = decoded.table["ts_ms"].to_numpy()
+        past_N = ts_N <= newest_ms(messages, self._topic.max_ahead_ms)[decoded.origin_N]
+        good_N = past_N.copy()
+        good_N[past_N] = self._lateness.judge(ts_N[past_N])
+        self._set_aside(decoded.rejected)
+        self._set_aside(self._decoder.reject(decoded, ~past_N, "ts_in_future"))
+        self._set_aside(self._decoder.reject(decoded, past_N & ~good_N, "late"))
+        table = decoded.table if good_N.all() else decoded.table.filter(pa.array(good_N))
         return self._rules.finish(table)
 
-    def _set_aside(self, decoded: Decoded, late_N: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
-        for rejected in (*decoded.rejected, *self._decoder.reject(decoded, late_N, "late")):
+    def _set_aside(self, found: Sequence[Rejected]) -> None:
+        for rejected in found:
             REJECTED.labels(self._topic.name, rejected.reason).inc()
             if self._dead_letters is not None:
                 self._write(self._dead_letters, rejected)
@@ -180,6 +191,16 @@ class EventReader:
 def rules_of(settings: Settings, which: Literal["impressions", "labels"]) -> EventRules:
     """What an event of a topic must fulfil."""
     return impression_rules(settings) if which == "impressions" else label_rules(settings)
+
+
+def newest_ms(messages: Sequence[Message], ahead_ms: int) -> Times:
+    """Newest event time that each message may hold, by its own timestamp, shape [M].
+
+    Kafka's timestamp is in the log, so a replay comes to the same; one without sets no bound.
+    """
+    stamps = map(itemgetter(1), map(Message.timestamp, messages))
+    stamp_M = np.fromiter(stamps, np.int64, len(messages))
+    return np.where(stamp_M > 0, np.minimum(stamp_M, END_MS) + ahead_ms, END_MS)
 
 
 def end_of(messages: Sequence[Message]) -> int | None:

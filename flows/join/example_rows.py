@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.join.leaving import Leaving
+from flows.join.leaving import WHOLE, Leaving
 from flows.records import (
     ExampleHeader,
     encode,
@@ -17,7 +18,13 @@ from flows.records import (
     parts,
 )
 from flows.settings import Settings
-from monitoring.metrics import DAS_CLOSED, DAS_COVERED, DAS_POSITIVES
+from monitoring.metrics import (
+    DAS_CLOSED,
+    DAS_CORRECTIONS,
+    DAS_COVERED,
+    DAS_EARLY,
+    DAS_POSITIVES,
+)
 
 Message = tuple[bytes, int]
 """Content and number of rows."""
@@ -55,12 +62,19 @@ class ExampleRows:
             DAS_POSITIVES.labels(name).inc(float(np.sum(label, where=correction == 0)))
         columns["fm_version"] = predictions.column("fm_version")
         columns["closed_ts_ms"] = leaving.rows["closed_ms"].to_numpy()
-        columns["correction"] = correction.astype(np.int16)
+        columns["correction"] = correction.astype(np.int32)
         columns["shard"] = np.full(n, self._shard, dtype=np.int16)
         columns["number"] = np.arange(first, first + n, dtype=np.int64)
         table = pa.table(columns, schema=self._schema)
         count_domains(table)
+        self._count_extras(leaving.rows)
         return table
+
+    def _count_extras(self, rows: pl.DataFrame) -> None:
+        """Count early rows and corrections."""
+        extras = rows.filter(pl.col("task") != WHOLE)
+        for task, early, num in extras.group_by("task", pl.col("correction") == 0).len().rows():
+            (DAS_EARLY if early else DAS_CORRECTIONS).labels(self._tasks[task]).inc(num)
 
     def empty(self) -> pa.Table:
         """No example."""

@@ -39,6 +39,11 @@ class Input:
     standing: str
     """One of `STANDINGS`."""
 
+    @property
+    def is_teacher(self) -> bool:
+        """Whether it is the teacher's progress on a partition of impressions."""
+        return self.name.startswith(f"{TEACHER}/")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardView:
@@ -57,9 +62,13 @@ class ShardView:
 
     @property
     def holder(self) -> Input | None:
-        """The input whose watermark holds the shard back; None if it waits for none."""
+        """The input whose watermark holds the shard back; None if it waits for none.
+
+        Where the teacher is as far back as an event topic, it is that which is looked at: its
+        progress follows them.
+        """
         waited = [i for i in self.inputs if i.standing == WAITED_FOR]
-        return min(waited, key=lambda i: i.watermark_ms or BEGIN_MS, default=None)
+        return min(waited, key=lambda i: (i.watermark_ms or BEGIN_MS, i.is_teacher), default=None)
 
     @property
     def ended(self) -> bool:
@@ -69,7 +78,7 @@ class ShardView:
     @property
     def newest_ms(self) -> int | None:
         """Event time of the newest input of impressions and labels."""
-        known = [i.watermark_ms for i in self.inputs if not i.name.startswith(f"{TEACHER}/")]
+        known = [i.watermark_ms for i in self.inputs if not i.is_teacher]
         return max((ts_ms for ts_ms in known if ts_ms is not None), default=None)
 
     @property

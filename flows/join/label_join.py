@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from flows.join.label_rules import LabelRules
 from flows.join.places import PLACE
+from flows.join.recent_ids import RecentIds, hashes
 from flows.join.row_choice import rows_among
 from flows.join.segments import SegmentFolder, SegmentStore, StoreState, times
 from flows.records import ADDRESS, LABELS
@@ -23,7 +24,7 @@ LABEL_ROWS = pa.schema([*ARRIVING, pa.field("known_ms", pa.int64())])
 STRAGGLERS = pa.schema([LABELS.field(n) for n in ("impression_id", "task", "ts_ms")])
 PLACED = pa.schema([pa.field("ts_ms", pa.int64()), *ADDRESS])
 FEW = 16
-"""Labels per closing example from which on those of other impressions are taken out beforehand."""
+"""Labels per impression up to which all are looked at, in place of an index."""
 
 
 class LabelJoin:
@@ -32,6 +33,7 @@ class LabelJoin:
     def __init__(self, folder: SegmentFolder, rules: LabelRules) -> None:
         self._rules = rules
         self._labels = SegmentStore(folder, "labels", LABEL_ROWS)
+        self._ids = RecentIds(folder, "labelled")
         self._placed = SegmentStore(folder, "placed", PLACED)
         self._stragglers = SegmentStore(folder, "stragglers", STRAGGLERS)  # ts_ms: known_ms
 
@@ -45,6 +47,7 @@ class LabelJoin:
         known_ms = np.maximum(times(labels), done_ms)
         labels = labels.select(ARRIVING.names).append_column("known_ms", pa.array(known_ms))
         self._labels.append(labels)
+        self._ids.add(*hashes(labels["impression_id"]), times(labels))
         behind = times(labels) < done_ms
         if self._rules.waking and behind.any():
             late = labels.filter(pa.array(behind)).drop_columns("ts_ms")
@@ -52,7 +55,7 @@ class LabelJoin:
 
     def rows(self, low_ms: int, high_ms: int, ids: pa.ChunkedArray) -> pl.DataFrame:
         """Labels with low_ms <= ts_ms < high_ms of some impressions."""
-        labels = self._labels.between(low_ms, high_ms)
+        labels = self._near(low_ms, high_ms, ids)
         return pl.DataFrame(pl.from_arrow(rows_among(labels, "impression_id", ids)))
 
     def waking(self, low_ms: int, high_ms: int) -> pa.ChunkedArray:
@@ -76,10 +79,8 @@ class LabelJoin:
         Returns:
             row, task, label: at most one for each row and task of the row's window.
         """
-        if self._labels.count(low_ms, high_ms) > FEW * due.height:
-            labels = self.rows(low_ms, high_ms, due["impression_id"].to_arrow())
-        else:
-            labels = pl.DataFrame(pl.from_arrow(self._labels.between(low_ms, high_ms)))
+        near = self._near(low_ms, high_ms, due["impression_id"].to_arrow())
+        labels = pl.DataFrame(pl.from_arrow(near))
         rank = pl.Series("rank", self._rules.ranks_T[labels["task"].to_numpy()])
         pairs = labels.with_columns(rank).join(due, on=["impression_id", "rank"], how="inner")
         in_window = (pl.col("shown_ms") <= pl.col("ts_ms")) & (
@@ -91,6 +92,13 @@ class LabelJoin:
         first = inside.sort(order).unique(["row", "task"], keep="first", maintain_order=True)
         DAS_REPEATS.labels("labels").inc(inside.height - first.height)
         return first.select("row", "task", label="value")
+
+    def _near(self, low_ms: int, high_ms: int, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
+        """Labels among which are those of some impressions: not many more than these if many."""
+        if self._labels.count(low_ms, high_ms) <= FEW * len(ids):
+            return self._labels.between(low_ms, high_ms)
+        ts_N = self._ids.times_of(ids)
+        return self._labels.at(ts_N[(ts_N >= low_ms) & (ts_N < high_ms)])
 
     def placed(self, labels: pl.DataFrame) -> None:
         """Remember that labels are in a window of an impression, or may correct."""
@@ -108,13 +116,14 @@ class LabelJoin:
             places = pl.DataFrame(pl.from_arrow(old.select(PLACE)))
             unmatched = places.join(placed, on=PLACE, how="anti").height
             DAS_UNMATCHED.labels("labels").inc(unmatched)
-        for store in (self._labels, self._placed, self._stragglers):
+        for store in (self._labels, self._ids, self._placed, self._stragglers):
             store.forget(before_ms)
 
     def save(self) -> dict[str, StoreState]:
         """State in plain data."""
         return {
             "labels": self._labels.save(),
+            "labelled": self._ids.save(),
             "placed": self._placed.save(),
             "stragglers": self._stragglers.save(),
         }
@@ -122,6 +131,7 @@ class LabelJoin:
     def restore(self, state: dict[str, StoreState]) -> None:
         """Go on from what `save` returned."""
         self._labels.restore(state["labels"])
+        self._ids.restore(state["labelled"])
         self._placed.restore(state["placed"])
         self._stragglers.restore(state["stragglers"])
 
@@ -133,4 +143,5 @@ class LabelJoin:
     @property
     def num_bytes(self) -> int:
         """Size of the files."""
-        return sum(s.num_bytes for s in (self._labels, self._placed, self._stragglers))
+        stores = (self._labels, self._ids, self._placed, self._stragglers)
+        return sum(store.num_bytes for store in stores)

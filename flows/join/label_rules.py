@@ -26,6 +26,8 @@ class LabelRules:
     table: pl.DataFrame
     """A row a task: task, window_ms, condition_ms (window of its condition or NO_CONDITION), early,
     newest (repeated labels correct), corrects (late labels correct), horizon_ms."""
+    corrects_T: np.ndarray[Any, np.dtype[np.bool_]]
+    """Whether a task may have corrections, of late or of repeated labels, shape [T]."""
     conditions: tuple[tuple[int, int], ...]
     """Each conditional task, and the task that it is conditional on."""
     plain: bool
@@ -62,6 +64,9 @@ class LabelRules:
             names=tuple(names),
             ranks_T=np.array([settings.windows_ms.index(t.window_ms) for t in tasks]),
             table=table,
+            corrects_T=np.array(
+                [t in correcting or (t.early and t.repeated_labels == "correct") for t in tasks]
+            ),
             conditions=tuple(conditions.items()),
             plain=not (conditions or waking or table["newest"].any()),
             waking=tuple(sorted(waking)),

@@ -22,8 +22,6 @@ from flows.join.segments import SegmentFolder, SegmentStore, StoreState
 from flows.records import ADDRESS, END_MS
 from monitoring.metrics import (
     DAS_CORRECTING,
-    DAS_CORRECTIONS,
-    DAS_EARLY,
     DAS_KNOWN_NEGATIVES,
     DAS_REPEATS,
 )
@@ -145,11 +143,6 @@ class PolicyJoin:
 
     def _extras(self, extras: pl.DataFrame) -> Leaving:
         """Early rows and corrections."""
-        for task, is_early, num in (
-            extras.group_by("task", pl.col("correction") == 0).len().iter_rows()
-        ):
-            counter = DAS_EARLY if is_early else DAS_CORRECTIONS
-            counter.labels(self._rules.names[task]).inc(num)
         rank = pl.Series("rank", self._rules.ranks_T[extras["task"].to_numpy()])
         rows = extras.with_columns(rank).select(*ROW, "task", "correction", "label")
         return single(rows, len(self._rules.names))

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from flows.join.places import Places
-from flows.join.segments import SegmentFolder, SegmentStore, StoreState
+from flows.join.segments import SegmentFolder, SegmentStore, StoreState, Times, times
 from monitoring.metrics import DAS_REPEATS, DAS_UNMATCHED
 
 Span = tuple[int, int]
@@ -25,17 +25,28 @@ class PredictionJoin:
         """Take predictions in."""
         self._store.append(predictions)
 
-    def join(self, due: pa.Table, spans: Iterable[Span]) -> tuple[pa.Table, pa.Array]:
+    def num_new(self, predictions: pa.Table, before_ms: int) -> int:
+        """How many predictions, of event times before one, are repeats of none that is kept."""
+        early = predictions.filter(pa.array(times(predictions) < before_ms))
+        if not early.num_rows:
+            return 0
+        return int((Places(self._store.at(np.unique(times(early)))).find(early) < 0).sum())
+
+    def join(
+        self, due: pa.Table, spans: Iterable[Span], others_N: Times
+    ) -> tuple[pa.Table, pa.Array]:
         """Predictions of examples.
 
         Args:
             due: examples, with the place of their record.
             spans: of the event time of their impressions.
+            others_N: event times of further impressions, ascending, each once.
 
         Returns:
             Predictions, and for each row of `due` its row among them, or null.
         """
-        found = pa.concat_tables([self._store.between(*span) for span in united(spans)])
+        tables = [self._store.between(*span) for span in united(spans)]
+        found = pa.concat_tables([*tables, self._store.at(others_N)])
         at = Places(found).find(due)
         return found, pa.array(at, mask=at < 0)
 

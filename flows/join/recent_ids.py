@@ -1,15 +1,16 @@
-"""When each id was last admitted: 128-bit hashes in sorted runs, behind a filter of bits.
+"""When records of an id came: 128-bit hashes in sorted runs, behind a filter of bits.
 
 Two different ids are taken for one if both hashes agree; among a billion ids of one shard the odds
 are 1 in 10^21. An id that was never seen mostly costs one look at the filter.
 
 Source of the filter: Bloom, "Space/Time Trade-offs in Hash Coding with Allowable Errors", Comm.
 ACM 13 (7), 1970.
-Legend: N = ids asked for.
+Legend: N = ids asked for, R = rows of a run, M = matches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -18,11 +19,11 @@ import polars_hash
 import pyarrow as pa
 
 from flows.join.segments import SegmentFolder, SegmentStore, StoreState, Times, times
-from flows.records import BEGIN_MS
 
 RECENT = pa.schema([("high", pa.uint64()), ("low", pa.uint64()), ("ts_ms", pa.int64())])
 BITS_AN_ID = 16
 """At least, so that at most one new id in 60 passes the filter."""
+FAR = np.iinfo(np.int64).max
 MIN_BITS = 1 << 13
 WORD_BITS = 64
 """A value's bits stand in one word: one look at memory finds both."""
@@ -34,25 +35,39 @@ Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 class RecentIds:
-    """Ids and the event time of their newest admitted record."""
+    """Ids and the event times of their records."""
 
-    def __init__(self, folder: SegmentFolder) -> None:
-        self._store = SegmentStore(folder, "recent", RECENT, order="high")
+    def __init__(self, folder: SegmentFolder, kind: str) -> None:
+        """Begin with none.
+
+        Args:
+            folder: of the shard.
+            kind: name of the files.
+        """
+        self._store = SegmentStore(folder, kind, RECENT, order="high")
         self._filter = Filter(0)
 
-    def newest(self, high_N: Hashes, low_N: Hashes) -> Times:
-        """Event time of each id's newest record, shape [N]; BEGIN_MS where there is none.
+    def distance(self, high_N: Hashes, low_N: Hashes, ts_N: Times) -> Times:
+        """Milliseconds between each time and the nearest record of its id, shape [N].
 
-        Ids in the order of `high_N` are found fastest.
+        FAR where there is none. Ids in the order of `high_N` are found fastest.
         """
-        newest_N = np.full(len(high_N), BEGIN_MS, dtype=np.int64)
+        nearest_N = np.full(len(high_N), FAR, dtype=np.int64)
+        for asked_M, found_M in self._matches(high_N, low_N):
+            np.minimum.at(nearest_N, asked_M, np.abs(found_M - ts_N[asked_M]))
+        return nearest_N
+
+    def times_of(self, ids: pa.Array | pa.ChunkedArray) -> Times:
+        """Event times of all records of some ids, ascending, each once."""
+        found = [found_M for _, found_M in self._matches(*hashes(ids))]
+        return np.unique(np.concatenate([*found, np.empty(0, np.int64)]))
+
+    def _matches(self, high_N: Hashes, low_N: Hashes) -> Iterator[tuple[Times, Times]]:
+        """Of each run: positions of ids, and the event time of a record of each."""
         maybe = np.flatnonzero(self._filter.might_hold(high_N))
-        if len(maybe):
-            for run in self._store.tables():
-                found = newest_in(run, high_N[maybe], low_N[maybe])
-                newest_N[maybe] = np.maximum(newest_N[maybe], found)
-            newest_N[newest_N < self._store.floor_ms] = BEGIN_MS
-        return newest_N
+        for run in self._store.tables() if len(maybe) else ():
+            asked_M, row_M = matches(run, high_N[maybe], low_N[maybe])
+            yield maybe[asked_M], times(run)[row_M]
 
     def add(self, high_N: Hashes, low_N: Hashes, ts_N: Times) -> None:
         """Remember admitted records."""
@@ -129,10 +144,10 @@ def hashes(ids: pa.Array | pa.ChunkedArray) -> tuple[Hashes, Hashes]:
     return found["high"].to_numpy(), found["low"].to_numpy()
 
 
-def newest_in(run: pa.Table, high_N: Hashes, low_N: Hashes) -> Times:
-    """Event time of the newest record of each id in a run, shape [N], or BEGIN_MS."""
-    high_R, low_R, ts_R = column(run, "high"), column(run, "low"), times(run)
-    newest_N = np.full(len(high_N), BEGIN_MS, dtype=np.int64)
+def matches(run: pa.Table, high_N: Hashes, low_N: Hashes) -> tuple[Times, Times]:
+    """Positions of ids, and the row of a record of each in a run, both of shape [M]."""
+    high_R, low_R = column(run, "high"), column(run, "low")
+    found: list[tuple[Times, Times]] = [(np.empty(0, np.int64), np.empty(0, np.int64))]
     asked = np.arange(len(high_N))
     at = np.searchsorted(high_R, high_N)
     while len(asked):
@@ -140,9 +155,10 @@ def newest_in(run: pa.Table, high_N: Hashes, low_N: Hashes) -> Times:
         same[same] = high_R[at[same]] == high_N[asked[same]]
         asked, at = asked[same], at[same]
         is_it = low_R[at] == low_N[asked]
-        newest_N[asked[is_it]] = np.maximum(newest_N[asked[is_it]], ts_R[at[is_it]])
+        found.append((asked[is_it], at[is_it]))
         at = at + 1
-    return newest_N
+    asked_M, row_M = (np.concatenate(part) for part in zip(*found, strict=True))
+    return asked_M, row_M
 
 
 def column(run: pa.Table, name: str) -> Hashes:

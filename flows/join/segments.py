@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ KEPT_SNAPSHOTS = 2
 """Earlier snapshots whose files stay: the newest may not be committed yet."""
 
 Times = np.ndarray[Any, np.dtype[np.int64]]
+SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 
 
 class SegmentError(RuntimeError):
@@ -96,6 +97,13 @@ class Segment:
             return 0, 0
         start, end = np.searchsorted(times(self.table), (low_ms, high_ms))
         return int(start), int(max(start, end))
+
+    def rows_at(self, ts_N: Times) -> Times:
+        """Its rows of some event times, if sorted by time."""
+        start_N, end_N = (np.searchsorted(times(self.table), ts_N, side) for side in SIDES)
+        num_N = end_N - start_N
+        before_N = np.cumsum(num_N) - num_N
+        return np.repeat(start_N - before_N, num_N) + np.arange(num_N.sum())
 
 
 def times(table: pa.Table) -> Times:
@@ -165,6 +173,16 @@ class SegmentFolder:
         Raises:
             SegmentError: it is missing or damaged.
         """
+        data = self.check(file)
+        self._files.add(file["name"])
+        return Segment.of(pa.ipc.open_file(data).read_all(), file)
+
+    def check(self, file: File) -> pa.Buffer:
+        """Content of a file, if it is what was written; in any thread.
+
+        Raises:
+            SegmentError: it is missing or damaged.
+        """
         path = self._path / file["name"]
         try:
             data = pa.memory_map(str(path)).read_buffer()
@@ -177,8 +195,7 @@ class SegmentFolder:
                 f"segment {path} is damaged: {data.size} bytes, xxh64 {found}; "
                 f"its snapshot says {file['size']} bytes, xxh64 {file['xxh64']}; {WAY_OUT}"
             )
-        self._files.add(file["name"])
-        return Segment.of(pa.ipc.open_file(data).read_all(), file)
+        return data
 
     def resume(self, number: int, named: Iterable[str]) -> None:
         """Go on from a snapshot; files that it does not name are of a time that never was.
@@ -233,8 +250,8 @@ class SegmentStore:
             folder: of the shard.
             kind: name of the files.
             schema: has a column `ts_ms`.
-            order: column by which each segment is sorted; `between`, `count` and `oldest_since` are
-                for stores sorted by `ts_ms`.
+            order: column by which each segment is sorted; `between`, `at`, `count` and
+                `oldest_since` are for stores sorted by `ts_ms`.
         """
         self._folder, self._kind, self._schema, self._order = folder, kind, schema, order
         self._empty = schema.empty_table()
@@ -270,6 +287,20 @@ class SegmentStore:
             start, end = segment.rows(low_ms, high_ms)
             if start < end:
                 found.append(segment.table.slice(start, end - start))
+        return pa.concat_tables(found) if found else self._empty
+
+    def at(self, ts_N: Times) -> pa.Table:
+        """Rows of some event times, in no order.
+
+        Args:
+            ts_N: ascending, each once, shape [N].
+        """
+        found: list[pa.Table] = []
+        for segment in self._segments:
+            low_ms = max(segment.first_ms, self.floor_ms)
+            start, end = np.searchsorted(ts_N, (low_ms, segment.last_ms + 1))
+            if start < end:
+                found.append(segment.table.take(pa.array(segment.rows_at(ts_N[start:end]))))
         return pa.concat_tables(found) if found else self._empty
 
     def count(self, low_ms: int, high_ms: int) -> int:
@@ -352,7 +383,13 @@ class SegmentStore:
         return [s for s in segments if s.last_ms >= self.floor_ms]
 
     def _merged(self, segments: list[Segment], floor_ms: int) -> list[Segment]:
-        """One segment of the rows of several from `floor_ms` on; none if there are none."""
+        """One segment of the rows of several from `floor_ms` on; none if there are none.
+
+        Files are checked before, else what was damaged on the way would get a checksum of its own.
+        """
+        for segment in segments:
+            if segment.file:
+                self._folder.check(segment.file)
         tables = [live(segment.table, floor_ms) for segment in segments]
         tables = [table for table in tables if table.num_rows]
         return [Segment.of(in_order(tables, self._order))] if tables else []

@@ -57,12 +57,14 @@ class Shard:
         self._straggling = not settings.as_of  # live, an impression may come behind its bucket
         self._folder = SegmentFolder(folder / str(index))
         self._impressions = SegmentStore(self._folder, "impressions", impression_schema(settings))
-        self._admission = Admission(self._folder, das.repeat_horizon_ms)
         self._rules = LabelRules.of(settings)
+        self._admission = Admission(
+            self._folder, das.repeat_horizon_ms, found_by_id=bool(self._rules.waking)
+        )
         self._labels = LabelJoin(self._folder, self._rules)
         self._policies = PolicyJoin(self._folder, self._rules, self._labels)
         self._predictions = PredictionJoin(self._folder, prediction_schema(settings))
-        self._emitted = Emitted(self._folder, das.repeat_horizon_ms)
+        self._emitted = Emitted(self._folder, das.repeat_horizon_ms, self._rules)
         self._parts = (
             self._admission,
             self._labels,
@@ -89,12 +91,12 @@ class Shard:
         """
         if kind == "impressions":
             self._take_impressions(rows)
-            return
-        floor_ms = (self._labels if kind == "labels" else self._predictions).floor_ms
-        DAS_TOO_LATE.labels(kind).inc(int((times(rows) < floor_ms).sum()))
-        if kind == "labels":
+        elif kind == "labels":
+            DAS_TOO_LATE.labels(kind).inc(int((times(rows) < self._labels.floor_ms).sum()))
             self._labels.add(rows, self.done_ms)
         else:
+            left_ms = self.done_ms - self._windows_ms[0]
+            DAS_TOO_LATE.labels(kind).inc(self._predictions.num_new(rows, left_ms))
             self._predictions.add(rows)
 
     def take_watermark(self, source: Source, ts_ms: int) -> None:
@@ -199,22 +201,25 @@ class Shard:
         self._emitted.recall(written)
 
     def _take_impressions(self, rows: pa.Table) -> None:
-        ts_ms = times(rows)
-        behind = ts_ms < self.done_ms
+        behind = times(rows) < self.done_ms
         if behind.any():  # only after the wall clock left their partition out
-            for window_ms in self._windows_ms:
-                lost = int((ts_ms + window_ms < self.done_ms).sum())
-                DAS_TOO_LATE.labels("impressions").inc(lost)
-            open_still = behind & (ts_ms + self._longest_ms >= self.done_ms)
-            stragglers = rows.filter(pa.array(open_still))
-            repeats = self._admission.admit(stragglers)
-            DAS_REPEATS.labels("impressions").inc(repeats)
-            self._impressions.append(stragglers)
-            self._policies.add_late(stragglers, self.done_ms)
-            self._pending += stragglers.num_rows - repeats
+            self._take_stragglers(rows.filter(pa.array(behind)))
             rows = rows.filter(pa.array(~behind))
         self._impressions.append(rows)
         self._pending += rows.num_rows
+
+    def _take_stragglers(self, rows: pa.Table) -> None:
+        """Take in what a window is still open of, and count the windows that the rows missed."""
+        open_still = times(rows) + self._longest_ms >= self.done_ms
+        over, rows = rows.filter(pa.array(~open_still)), rows.filter(pa.array(open_still))
+        repeats = self._admission.admit(rows)
+        DAS_REPEATS.labels("impressions").inc(int(repeats.sum()))
+        late_N = np.concatenate([times(over)[~self._admission.known(over)], times(rows)[~repeats]])
+        for window_ms in self._windows_ms:
+            DAS_TOO_LATE.labels("impressions").inc(int((late_N + window_ms < self.done_ms).sum()))
+        self._impressions.append(rows)
+        self._policies.add_late(rows, self.done_ms)
+        self._pending += rows.num_rows - int(repeats.sum())
 
     def _step(self, limit_ms: int) -> int:
         """End of the next buckets to close: `limit_ms`, or less where that would be too much."""
@@ -231,7 +236,8 @@ class Shard:
 
     def _close(self, limit_ms: int) -> pa.Table:
         """Examples of the buckets from `done_ms` to `limit_ms`."""
-        repeats = self._admission.admit(self._impressions.between(self.done_ms, limit_ms))
+        arrived = self._impressions.between(self.done_ms, limit_ms)
+        repeats = int(self._admission.admit(arrived).sum())
         DAS_REPEATS.labels("impressions").inc(repeats)
         parts = [self._closing(window_ms, limit_ms) for window_ms in self._windows_ms]
         self._pending -= repeats + parts[-1].num_rows
@@ -257,12 +263,11 @@ class Shard:
 
     def _woken(self, limit_ms: int) -> pa.Table:
         """Admitted impressions that may have a row in this step though no window of them closes."""
-        low_ms = self.done_ms - self._rules.keep_ms
         ids = self._policies.waking(self.done_ms, limit_ms)
-        if not len(ids):
-            return self._impressions.between(limit_ms, limit_ms)
-        rows = rows_among(self._impressions.between(low_ms, limit_ms), "impression_id", ids)
-        return self._admission.without_repeats(rows, low_ms, limit_ms)
+        ts_N = self._admission.times_of(ids)
+        ts_N = ts_N[(ts_N >= self.done_ms - self._rules.keep_ms) & (ts_N < limit_ms)]
+        rows = rows_among(self._impressions.at(ts_N), "impression_id", ids)
+        return self._admission.without_repeats_at(rows, ts_N)
 
     def _join(self, parts: list[pa.Table], limit_ms: int) -> pa.Table:
         woken = self._woken(limit_ms)
@@ -280,9 +285,7 @@ class Shard:
         leaving = self._emitted.without(leaving).in_order()
         impressions = impressions.take(leaving.rows["at"].to_numpy())
         spans = [(self.done_ms - w, limit_ms - w) for w in self._windows_ms]
-        if woken.num_rows:
-            spans += [(ts_ms, ts_ms + 1) for ts_ms in np.unique(times(woken)).tolist()]
-        found, at = self._predictions.join(impressions, spans)
+        found, at = self._predictions.join(impressions, spans, np.unique(times(woken)))
         return self._rows.build(impressions, leaving, found.take(at), self.total)
 
     def _items(self, impressions: pa.Table, closing: list[int]) -> pl.DataFrame:

@@ -92,7 +92,7 @@ class InputPartition(StatefulSourcePartition[Item, Any]):
         if stop_requested():
             self._stopping = True
             return self._to_all("stop")
-        items = self._read() if self._ahead.allows(self._watermark_ms()) else []
+        items = self._read() if self._ahead.allows(self._watermark_ms()) else self._parked()
         self._nothing = 0 if items else self._nothing + 1
         self._awake = None
         if self._nothing:
@@ -115,6 +115,14 @@ class InputPartition(StatefulSourcePartition[Item, Any]):
 
     @abstractmethod
     def _read(self) -> list[Item]: ...
+
+    def _parked(self) -> list[Item]:
+        """Nothing is read while others are far behind; what waits is told all the same."""
+        self._tell_lag()
+        return []
+
+    def _tell_lag(self) -> None:
+        """Set the metric, where there is a broker."""
 
 
 class EventPartition(InputPartition):
@@ -178,6 +186,9 @@ class EventPartition(InputPartition):
             self._standing = "at_end"
         return items
 
+    def _tell_lag(self) -> None:
+        self._reader.tell_lag()
+
     def _silence(self) -> list[Item]:
         """Where the wall clock may decide: say how the partition stands when that changes."""
         now_s = time.monotonic()
@@ -239,13 +250,16 @@ class PredictionPartition(InputPartition):
             self._progress_ms[p] = max(self._progress_ms[p], header["progress_ms"])
         rows = pa.concat_tables(tables)
         SOURCE_EVENTS.labels(self._topic.name).inc(rows.num_rows)
-        SOURCE_LAG.labels(self._topic.name, str(self._partition)).set(self._consumer.lag())
+        self._tell_lag()
         items = rows_by_shard("predictions", rows, self._num_shards)
         for p, ts_ms in self._progress_ms.items():
             if ts_ms > before_ms[p]:
                 source = (TEACHER, p)
                 items += [(str(s), ("watermark", s, source, ts_ms)) for s in self._shards]
         return items
+
+    def _tell_lag(self) -> None:
+        SOURCE_LAG.labels(self._topic.name, str(self._partition)).set(self._consumer.lag())
 
     def _known(self, partition: int) -> int:
         if partition not in self._progress_ms:

@@ -15,12 +15,12 @@ from flows.join.label_rules import LabelRules
 from flows.join.recovery import WAY_OUT, RecoveryUnreadable, saved_shards
 from flows.records import example_schema, impression_schema, prediction_schema
 from flows.run_folder import write_json
-from flows.settings import Settings, SettingsError
+from flows.settings import EventTopic, Settings, SettingsError
 
 GROWING = ("impressions", "labels")
 """Topics to which partitions may be added while a state lives."""
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 FORMAT = "format.json"
 
 
@@ -91,6 +91,8 @@ def made_for(settings: Settings) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "das.shards": settings.das.shards,
         "das.bucket_s": settings.das.bucket_s,
+        "teacher.version": settings.teacher.version,
+        **decided_by_the_log(settings),
         "tasks": [
             [t.name, t.window_ms, t.given, t.early, t.late_labels, t.repeated_labels]
             for t in settings.tasks
@@ -110,6 +112,16 @@ def made_for(settings: Settings) -> dict[str, Any]:
             )
         ],
     }
+
+
+def decided_by_the_log(settings: Settings) -> dict[str, Any]:
+    """What may change in a live run only: there, what was written is what counts."""
+    found = {"das.repeat_horizon_s": settings.das.repeat_horizon_s}
+    for name in GROWING:
+        topic: EventTopic = getattr(settings.topics, name)
+        found[f"topics.{name}.lateness_s"] = topic.lateness_s
+        found[f"topics.{name}.max_ahead_s"] = topic.max_ahead_s
+    return found if settings.as_of else {}
 
 
 def horizon_s(settings: Settings) -> float | None:

@@ -80,7 +80,7 @@ class Found:
     """Rows of one shard from a running number on, as a consumer of the topic accepts them."""
 
     def __init__(self, settings: Settings, total: int) -> None:
-        self._masks = [f"mask_{task.name}" for task in settings.tasks]
+        self._tasks = [task.name for task in settings.tasks]
         self._bucket_ms = settings.das.bucket_ms
         self._end_ms = floor_ms(END_MS, self._bucket_ms)
         self._following, self._through_ms = total, BEGIN_MS
@@ -91,7 +91,7 @@ class Found:
         table = table.slice(max(0, self._following - header["first"]))
         if table.num_rows:
             self._following = table["number"][-1].as_py() + 1
-            self._tables += [self._of_task(table, task) for task in range(len(self._masks))]
+            self._tables += [self._of_task(table, task) for task in range(len(self._tasks))]
             last_ms = table["closed_ts_ms"][-1].as_py()
             self._through_ms = max(self._through_ms, floor_ms(last_ms, self._bucket_ms))
         mark_ms = header["through_ms"]
@@ -104,9 +104,11 @@ class Found:
         return Written(following=self._following, through_ms=self._through_ms, rows=rows)
 
     def _of_task(self, table: pa.Table, task: int) -> pa.Table:
-        rows = table.filter(table[self._masks[task]])
+        name = self._tasks[task]
+        rows = table.filter(table[f"mask_{name}"])
         tasks = pa.array(np.full(rows.num_rows, task, dtype=np.int16))
-        columns = {**{n: rows[n] for n in EMITTED.names if n != "task"}, "task": tasks}
+        copied = {n: rows[n] for n in ("ts_ms", "impression_id", "correction")}
+        columns = {**copied, "task": tasks, "label": rows[f"label_{name}"]}
         return pa.table(columns, schema=EMITTED)
 
 
