@@ -38,6 +38,7 @@ PARTS = {
     "recovery": 900.0,
     "latency": 240.0,
     "pending": 240.0,
+    "buckets": 600.0,
     "exchange": 120.0,
 }
 """Time limit of each part in seconds, in the order in which they run; a slow machine keeps it."""
