@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pytest
 
 from benchmarks.das_soak.brute_force import expected_dead_letters, expected_examples
 from benchmarks.das_soak.kills import Gauntlet
+from benchmarks.das_soak.live_kills import live_kills, numbered, truths
 from benchmarks.das_soak.log import random_log, soak_settings
 from benchmarks.das_soak.runs import VARIANTS, same_dead_letters, same_examples, variants
 from benchmarks.das_soak.watching import Watch
@@ -36,6 +38,27 @@ def test_neither_kills_nor_processes_nor_batches_change_a_byte(tmp_path: Path) -
         ]
         assert [check for check in checks if not check.passed] == []
         assert not same_examples("others", settings, expected.slice(1)).passed
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(900)
+def test_killed_live_join_has_the_last_word_right(tmp_path: Path) -> None:
+    checks = list(live_kills(tmp_path, 2, seed=4))
+    assert len(checks) == 5
+    assert [check for check in checks if not check.passed] == []
+
+
+def test_last_words_tell_what_is_wrong() -> None:
+    expected = {("a", 1): 1, ("b", 1): 0}
+    right = {("a", 1): [(0, 0), (1, 1)], ("b", 1): [(0, 0)]}
+    assert truths(expected, right).passed
+    assert not truths(expected, {**right, ("a", 1): [(0, 0)]}).passed
+    rows = {"impression_id": ["a", "a"], "ts_ms": [1, 1], "correction": [0, 1]}
+    settings = soak_settings("nowhere:1", "none")
+    for labels, passed in (([0, 1], True), ([1, 1], False)):
+        columns = {f"label_{task.name}": labels for task in settings.tasks}
+        masks = {f"mask_{task.name}": [True, True] for task in settings.tasks}
+        assert numbered(settings, pl.DataFrame(rows | columns | masks)).passed == passed
 
 
 def test_random_log_holds_every_outcome() -> None:

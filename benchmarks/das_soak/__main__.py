@@ -24,6 +24,7 @@ from benchmarks.das_soak.brute_force import expected_dead_letters, expected_exam
 from benchmarks.das_soak.cases import random_logs
 from benchmarks.das_soak.fuzz import FORMATS, Crash, fuzz_in_child
 from benchmarks.das_soak.kills import Gauntlet, Toll
+from benchmarks.das_soak.live_kills import live_kills
 from benchmarks.das_soak.log import random_log, soak_settings
 from benchmarks.das_soak.outage import outages
 from benchmarks.das_soak.runs import same_dead_letters, same_examples, variants
@@ -35,7 +36,9 @@ from flows.run_folder import RunFolder
 from flows.settings import Format
 
 IMPRESSIONS_A_KILL = 600
-PARTS = ("kills", "outage", "fuzz", "cases")
+PARTS = ("kills", "live", "outage", "fuzz", "cases")
+LIVE_KILLS = 0.5
+"""Kills of a live join, over those of one in a replay."""
 
 
 def killed(root: Path, kills: int, seed: int, console: Console) -> Iterator[Check]:
@@ -114,6 +117,7 @@ def main(
     root = run or Path("runs") / f"das-soak-{time.strftime('%Y%m%d-%H%M%S')}"
     parts: dict[str, Callable[[], list[Check]]] = {
         "kills": lambda: list(killed(root / "kills", kills, seed, console)),
+        "live": lambda: list(live_kills(root / "live", max(1, round(LIVE_KILLS * kills)), seed)),
         "outage": lambda: list(outages(root / "outage", outage_s, seed)),
         "fuzz": lambda: fuzz_all(round(fuzz_mb * 1e6), seed),
         "cases": lambda: [random_logs(cases)],

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,11 +21,13 @@ from flows.run_folder import RunFolder
 from flows.settings import Settings
 
 INSTANTS = {"any": 3, "at work": 3, "segment write": 4, "snapshot": 2}
+LIVE_INSTANTS = {"any": 1, "later": 4, "segment write": 1, "snapshot": 1}
 """When a process is killed, and how often so among the others.
 
-any: within the first seconds, so also while it starts and reads its state. at work: within half a
-second of its first snapshot. segment write: as soon as a file of a segment appears. snapshot: as
-soon as the recovery store is written.
+any: within the first seconds, so also while it starts and reads its state. later: when it has read
+what there was, and perhaps given up on who is silent. at work: within half a second of its first
+snapshot. segment write: as soon as a file of a segment appears. snapshot: as soon as the recovery
+store is written.
 """
 PORTIONS_A_LIFE = 4
 BROKER_EVERY = 25
@@ -70,9 +72,11 @@ class Gauntlet:
         log: SoakLog,
         broker: EmbeddedKafka,
         rng: random.Random,
+        writer: Callable[[SoakLog, BatchProducer], LogWriter] = LogWriter,
+        instants: Mapping[str, int] = INSTANTS,
     ) -> None:
         self._settings, self._folder, self._log, self._broker = settings, folder, log, broker
-        self._rng = rng
+        self._rng, self._writer, self._instants = rng, writer, instants
         state = folder.state / "das"
         self._shards = [shards_folder(state) / str(shard) for shard in range(settings.das.shards)]
         self._recovery = recovery_folder(state)
@@ -82,7 +86,7 @@ class Gauntlet:
     def run(self, kills: int, on_kill: Callable[[Toll], None]) -> Toll:
         """Kill so many times, then let the join come to the end of the log."""
         portions = kills * PORTIONS_A_LIFE
-        writer = LogWriter(self._log, BatchProducer(producer_config(self._settings.kafka)))
+        writer = self._writer(self._log, BatchProducer(producer_config(self._settings.kafka)))
         first_ms, last_ms = self._log.arrivals_ms
         pace = Pace()
         step_ms = (last_ms - first_ms) // (portions + PORTIONS_A_LIFE) + 1
@@ -119,7 +123,7 @@ class Gauntlet:
                 self.toll.broker += 1
                 self._kill_broker(processes)
                 return
-            instant = self._rng.choices([*INSTANTS], [*INSTANTS.values()])[0]
+            instant = self._rng.choices([*self._instants], [*self._instants.values()])[0]
             self._await(instant, processes)
             processes.kill(self._rng)
         self.toll.instants[instant] += 1
@@ -140,6 +144,8 @@ class Gauntlet:
     def _await(self, instant: str, processes: JoinProcesses) -> None:
         if instant == "any":
             processes.sleep(self._rng.uniform(0, 4.0))
+        elif instant == "later":
+            processes.sleep(self._rng.uniform(2.0, 8.0))
         elif instant == "at work":
             self._at_work(processes)
             processes.sleep(self._rng.uniform(0, 0.5))
