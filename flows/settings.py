@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from flows.das_settings import Das, Seconds
 from flows.event_settings import Market, Noise
+from flows.kafka_settings import Kafka
 from flows.registry_settings import SchemaRegistry
 from models.schema import Distillation, Encoding, Feature, Learning, Name, Network, Value, named
 
@@ -35,17 +36,6 @@ RESERVED = frozenset({"impression_id", "domain", "ts_ms", "partition", "offset",
 
 class SettingsError(ValueError):
     """The configuration breaks a rule; the message names file, key, value and rule."""
-
-
-class Kafka(Value):
-    """Where the brokers are."""
-
-    bootstrap: str = ""
-    """Empty: the project starts an Apache Kafka of its own in the run's folder."""
-    client: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Passed to librdkafka as it stands, e.g. `"security.protocol" = "SASL_SSL"`."""
-    compression: Literal["lz4", "zstd", "none"] = "lz4"
-    """Of everything that the project writes, by the producer."""
 
 
 class Topic(Value):

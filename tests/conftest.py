@@ -13,7 +13,8 @@ import pytest
 from flows.kafka.broker import EmbeddedKafka
 from flows.kafka.client import client_config, ensure_topics
 from flows.kafka.producer import BatchProducer
-from flows.settings import Kafka, Settings
+from flows.kafka_settings import Kafka
+from flows.settings import Settings
 from onnx_export.store import SnapshotStore
 
 

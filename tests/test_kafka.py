@@ -27,7 +27,8 @@ from flows.kafka.client import (
 from flows.kafka.consumer import PartitionConsumer
 from flows.kafka.producer import WHOLE_BATCHES, BatchProducer, DeliveryError
 from flows.kafka.sink import TopicSink
-from flows.settings import Kafka, Settings, SettingsError, Topic
+from flows.kafka_settings import Kafka
+from flows.settings import Settings, SettingsError, Topic
 from monitoring.metrics import SINK_EVENTS
 
 T = TypeVar("T")

@@ -22,9 +22,10 @@ from flows.events.reader import EventReader
 from flows.kafka.client import client_config, ensure_topics
 from flows.kafka.consumer import PartitionConsumer
 from flows.kafka.producer import BatchProducer
+from flows.kafka_settings import Kafka
 from flows.records import END_MS
 from flows.registry_settings import SchemaRegistry
-from flows.settings import Format, Kafka, Settings, load
+from flows.settings import Format, Settings, load
 
 CONFIG = Path(__file__).parents[1] / "configs" / "market.toml"
 START_MS = 1_700_000_000_000

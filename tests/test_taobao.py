@@ -21,10 +21,11 @@ from flows.datasets.replay import replay, sliced
 from flows.datasets.taobao import ACTIONS, EVENTS, tables
 from flows.kafka.client import client_config, ensure_topics
 from flows.kafka.producer import BatchProducer
+from flows.kafka_settings import Kafka
 from flows.records import END_MS, PredictionHeader, encode, prediction_schema
 from flows.run_folder import RunFolder
 from flows.runner import Placement
-from flows.settings import Kafka, Settings, load
+from flows.settings import Settings, load
 
 CONFIG = Path(__file__).parents[1] / "configs" / "taobao.toml"
 START_S = 1_511_539_200

@@ -19,7 +19,8 @@ from flows.kafka.consumer import PartitionConsumer
 from flows.kafka.producer import DeliveryError
 from flows.kafka.sink import Outgoing, TopicSink
 from flows.kafka.transactions import TransactionalProducer
-from flows.settings import Kafka, Settings
+from flows.kafka_settings import Kafka
+from flows.settings import Settings
 from tests.processes import free_addresses, started
 from tests.test_das import DAS, NUM_STAGES, Log, elsewhere, eventually, examples, messages, num_rows
 

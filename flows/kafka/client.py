@@ -13,7 +13,8 @@ from confluent_kafka.admin import (
     NewTopic,
 )
 
-from flows.settings import Kafka, Settings, SettingsError, Topic
+from flows.kafka_settings import Kafka
+from flows.settings import Settings, SettingsError, Topic
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from flows.kafka.client import client_config
-from flows.settings import Kafka, Topic
+from flows.kafka_settings import Kafka
+from flows.settings import Topic
 from monitoring.metrics import SOURCE_UNREAD
 
 logger = logging.getLogger(__name__)
