@@ -36,7 +36,7 @@ INTERRUPTED = 130
 SPEAKING = (
     ("flows.backfill.plan", "BackfillRefused"),
     ("flows.kafka.broker", "BrokerError"),
-    ("flows.kafka.consumer", "OffsetLost"),
+    ("flows.kafka.lost_offsets", "OffsetLost"),
     ("flows.join.recovery", "RecoveryUnreadable"),
     ("flows.join.recovery", "StateFull"),
     ("flows.kafka.jars", "JarError"),

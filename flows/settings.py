@@ -252,6 +252,15 @@ class Settings(Value):
         return self
 
     @model_validator(mode="after")
+    def _replays_lose_nothing(self) -> Settings:
+        if self.as_of and self.kafka.lost_offsets == "skip":
+            raise ValueError(
+                "kafka.lost_offsets = 'skip' must be 'stop' where teacher.version = 'as_of': the "
+                "same log must give the same examples, however late it is read"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _conditions_agree(self) -> Settings:
         by_name = {t.name: t for t in self.tasks}
         for task in self.tasks:

@@ -20,6 +20,9 @@ SOURCE_WATERMARK = Gauge(
 SOURCE_UNREAD = Gauge(
     "exfm_source_unread_partitions", "Partitions of a topic that nobody reads", ["topic"]
 )
+SOURCE_LOST = Counter(
+    "exfm_source_lost_total", "Messages that were deleted before they were read", ["topic"]
+)
 SINK_EVENTS = Counter("exfm_sink_events_total", "Rows acknowledged by the broker", ["topic"])
 SINK_ERRORS = Counter("exfm_sink_errors_total", "Failed deliveries", ["topic", "reason"])
 REJECTED = Counter("exfm_source_rejected_total", "Events set aside", ["topic", "reason"])

@@ -25,13 +25,15 @@ from flows.kafka.client import (
     producer_config,
 )
 from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.lost_offsets import LostOffsets, OffsetLost
 from flows.kafka.producer import WHOLE_BATCHES, BatchProducer, DeliveryError
 from flows.kafka.sink import TopicSink
 from flows.kafka_settings import Kafka
 from flows.settings import Settings, SettingsError, Topic
-from monitoring.metrics import SINK_EVENTS
+from monitoring.metrics import SINK_EVENTS, SOURCE_LOST
 
 T = TypeVar("T")
+SKIP = LostOffsets(skips=True)
 
 
 def eventually(look: Callable[[], T | None], within_s: float = 60.0) -> T:
@@ -78,6 +80,13 @@ def make(admin: AdminClient, name: str, **options: str) -> None:
         return True if found and [p.leader for p in found.partitions.values()] == [1] else None
 
     eventually(led)
+
+
+def delete_before(config: dict[str, Any], topic: str, offset: int) -> None:
+    """As retention does."""
+    place = TopicPartition(topic, 0, offset)
+    admin = AdminClient(config)  # its futures end only while it is there
+    admin.delete_records([place])[place].result()
 
 
 def renamed(settings: Settings, **topics: dict[str, Any]) -> Settings:
@@ -156,15 +165,64 @@ def test_offset_that_is_gone_is_an_error_with_both_offsets(
     for i in range(10):
         producer.send(topic, b"%d" % i)
     producer.flush()
-    place = TopicPartition(topic, 0, 4)
-    admin = AdminClient(config)  # its futures end only while it is there
-    admin.delete_records([place])[place].result()
+    delete_before(config, topic, 4)
     for offset in (3, 11):
         message = f"topic '{topic}' partition 0: offset {offset} is lost: .* 4 to 10"
         with pytest.raises(RuntimeError, match=message):
             PartitionConsumer(config, topic, 0, offset)
     consumer = PartitionConsumer(config, topic, 0, None)
     assert values(take(consumer, 6)) == [b"%d" % i for i in range(4, 10)]
+    consumer.close()
+
+
+@pytest.mark.kafka
+def test_skipped_offsets_are_told_and_counted_at_the_start(
+    config: dict[str, Any],
+    topic: str,
+    producer: BatchProducer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for i in range(10):
+        producer.send(topic, b"%d" % i)
+    producer.flush()
+    delete_before(config, topic, 7)
+    consumer = PartitionConsumer(config, topic, 0, 3, lost=SKIP)
+    assert (consumer.position, consumer.lag()) == (7, 3)
+    assert values(take(consumer, 3)) == [b"7", b"8", b"9"]
+    consumer.close()
+    assert SOURCE_LOST.labels(topic)._value.get() == 4
+    (said,) = [r for r in caplog.records if r.name == "flows.kafka.lost_offsets"]
+    assert said.levelname == "WARNING"
+    assert "offset 3 is lost" in said.getMessage()
+    assert "going on at offset 7 without 4 messages" in said.getMessage()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("skips", [True, False])
+def test_offsets_lost_while_reading_are_skipped_or_stop(
+    config: dict[str, Any], topic: str, producer: BatchProducer, skips: bool
+) -> None:
+    for _ in range(40):
+        producer.send(topic, os.urandom(300_000))
+    producer.flush()
+    slow = {**config, "queued.min.messages": 1}  # a fetch ahead, and no more
+    consumer = PartitionConsumer(slow, topic, 0, 0, lost=LostOffsets(skips=skips))
+    read = [message.offset() for message in take(consumer, 1)]
+    delete_before(config, topic, 30)
+
+    def ended() -> bool | None:
+        read.extend(message.offset() for message in consumer.poll(100))
+        return consumer.at_end() or None
+
+    if skips:
+        eventually(ended)
+        ahead = len(read) - 10
+        assert read == [*range(ahead), *range(30, 40)]
+        assert 0 < ahead < 30
+        assert SOURCE_LOST.labels(topic)._value.get() == 30 - ahead
+    else:
+        with pytest.raises(OffsetLost, match=r"is lost: the partition holds offsets 30 to 40"):
+            eventually(ended)
     consumer.close()
 
 

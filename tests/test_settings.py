@@ -95,6 +95,23 @@ def test_condition_must_not_be_conditional_itself(tiny_settings: Settings) -> No
         Settings.model_validate(raw)
 
 
+def test_replay_must_not_skip_lost_offsets(tiny_settings: Settings) -> None:
+    raw = tiny_settings.model_dump()
+    assert raw["kafka"]["lost_offsets"] == "stop"
+    raw["kafka"]["lost_offsets"] = "skip"
+    with pytest.raises(ValidationError, match=r"lost_offsets = 'skip' must be 'stop' where"):
+        Settings.model_validate(raw)
+    raw["teacher"]["version"] = "newest"
+    assert Settings.model_validate(raw).kafka.lost_offsets == "skip"
+
+
+def test_option_of_the_client_that_has_no_effect_is_refused(tiny_settings: Settings) -> None:
+    raw = tiny_settings.model_dump()
+    raw["kafka"]["client"] = {"auto.offset.reset": "earliest"}
+    with pytest.raises(ValidationError, match=r"kafka\.lost_offsets chooses, stop or skip"):
+        Settings.model_validate(raw)
+
+
 def test_transactions_must_end_before_the_broker_ends_them(tiny_settings: Settings) -> None:
     raw = tiny_settings.model_dump()
     raw["das"] |= {"sink": "transactional", "recovery_every_s": 301}

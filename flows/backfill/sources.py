@@ -16,6 +16,7 @@ from flows.join.sources import EventPartition, Item, PredictionPartition
 from flows.join.watermarks import TEACHER, Source
 from flows.kafka.client import client_config
 from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.lost_offsets import LostOffsets
 from flows.records import BEGIN_MS
 from flows.settings import Settings
 
@@ -75,7 +76,8 @@ class BoundedSource(FixedPartitionedSource[Item, State]):
         offset, progress_ms = saved
         topic = self._settings.topics.fm_predictions.name
         config = client_config(self._settings.kafka)
-        consumer = PartitionConsumer(config, topic, partition, offset, end)
+        lost = LostOffsets.of_inputs(self._settings)
+        consumer = PartitionConsumer(config, topic, partition, offset, end, lost=lost)
         inner = PredictionPartition(self._settings, partition, consumer, self._ahead, progress_ms)
         return inner, lambda: consumer.position
 

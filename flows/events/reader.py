@@ -21,6 +21,7 @@ from flows.events.lateness import Lateness
 from flows.events.rules import EventRules, impression_rules, label_rules
 from flows.kafka.client import client_config
 from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.lost_offsets import LostOffsets
 from flows.records import BEGIN_MS, END_HEADER, END_MS
 from flows.settings import EventTopic, Settings
 from monitoring.metrics import REJECTED, SOURCE_EVENTS, SOURCE_LAG, SOURCE_WATERMARK
@@ -71,7 +72,7 @@ class EventReader:
         Raises:
             BrokerUnreachable: no broker answers.
             SettingsError: the Schema Registry cannot be used as configured.
-            OffsetLost: the offset of `state` is no longer retained.
+            OffsetLost: the offset of `state` is no longer retained, and is not to be skipped.
         """
         self._topic: EventTopic = getattr(settings.topics, which)
         self._partition = partition
@@ -90,8 +91,14 @@ class EventReader:
         self._position = offset or 0
         self._consumer: PartitionConsumer | None = None
         if not self._ended:
-            config = client_config(settings.kafka)
-            self._consumer = PartitionConsumer(config, self._topic.name, partition, offset, end)
+            self._consumer = PartitionConsumer(
+                client_config(settings.kafka),
+                self._topic.name,
+                partition,
+                offset,
+                end,
+                lost=LostOffsets.of_inputs(settings),
+            )
             self._position = self._consumer.position
 
     def read(self) -> EventBatch | None:

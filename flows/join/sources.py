@@ -25,6 +25,7 @@ from flows.join.segments import in_order, times
 from flows.join.watermarks import TEACHER, Source
 from flows.kafka.client import client_config
 from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.lost_offsets import LostOffsets
 from flows.kafka.topic_growth import TopicGrowth
 from flows.records import BEGIN_MS, END_MS, PredictionHeader, decode, prediction_schema, shard_of
 from flows.runner import stop_requested
@@ -332,5 +333,6 @@ class PredictionSource(FixedPartitionedSource[Item, PredictionState]):
         offset, progress_ms = resume_state or (None, {})
         config, partition = client_config(self._settings.kafka), int(for_part)
         topic = self._settings.topics.fm_predictions.name
-        consumer = PartitionConsumer(config, topic, partition, offset)
+        lost = LostOffsets.of_inputs(self._settings)
+        consumer = PartitionConsumer(config, topic, partition, offset, lost=lost)
         return PredictionPartition(self._settings, partition, consumer, self._ahead, progress_ms)

@@ -1,7 +1,8 @@
 """Reads one partition of one topic from an offset that the caller keeps.
 
 Nothing is committed to the broker. A broker that goes away is waited for: librdkafka reconnects,
-and what it says meanwhile is logged. What cannot heal is raised.
+and what it says meanwhile is logged. Messages that were deleted before they were read are skipped
+only if the caller says so (flows/kafka/lost_offsets.py). What cannot heal is raised.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from flows.kafka.client import UNREACHABLE, UNSETTLED, WAIT_S, BrokerUnreachable
+from flows.kafka.lost_offsets import LostOffsets
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +31,7 @@ OPTIONS = {
     "fetch.message.max.bytes": 2**20,  # a larger buffer goes back to the system, and comes anew
 }
 """Small enough that a dozen consumers of one process stay below 200 MB together."""
-
-
-class OffsetLost(RuntimeError):
-    """A partition does not hold the offset that is to be read; the message names both."""
+STOP = LostOffsets()
 
 
 class PartitionConsumer:
@@ -47,6 +46,7 @@ class PartitionConsumer:
         end: int | None = None,
         *,
         committed: bool = True,
+        lost: LostOffsets = STOP,
     ) -> None:
         """Check that `offset` is still there, and begin to fetch.
 
@@ -57,24 +57,25 @@ class PartitionConsumer:
             offset: of the first message to read; None: the oldest that is retained.
             end: no message from here on is read, None: there is no such end.
             committed: messages of open transactions are not there.
+            lost: what to do if `offset`, or a later position, is no longer retained.
 
         Raises:
             BrokerUnreachable: no broker answers.
-            OffsetLost: the offset is outside what the partition holds.
+            OffsetLost: the offset is outside what the partition holds, and is not skipped.
         """
         self._topic = topic
         self._partition = partition
         self._end = end
+        self._lost = lost
+        self._bootstrap = config["bootstrap.servers"]
         isolation = "read_committed" if committed else "read_uncommitted"
         options = {**config, **OPTIONS, "isolation.level": isolation}
         self._consumer = Consumer(options, logger=logger, error_cb=self._on_error)
         self._address = TopicPartition(topic, partition)
         try:
-            low, self._high = self.bounds = self._bounds(config["bootstrap.servers"])
+            low, self._high = self.bounds = self._bounds()
             self._position = low if offset is None else offset
-            if not low <= self._position <= self._high:
-                raise self._lost(low, self._high)
-            self._consumer.assign([TopicPartition(topic, partition, self._position)])
+            self._begin(is_there=low <= self._position <= self._high)
         except BaseException:
             self._consumer.close()
             raise
@@ -88,7 +89,7 @@ class PartitionConsumer:
         """Messages that have arrived, in order, at most `max_messages`; does not wait.
 
         Raises:
-            OffsetLost: the position is no longer retained.
+            OffsetLost: the position is no longer retained, and is not skipped.
             RuntimeError: the client cannot go on.
         """
         found = self._consumer.consume(max_messages, timeout=0)
@@ -122,7 +123,14 @@ class PartitionConsumer:
         """Leave the broker."""
         self._consumer.close()
 
-    def _bounds(self, bootstrap: str) -> tuple[int, int]:
+    def _begin(self, *, is_there: bool) -> None:
+        """Fetch from the position on, or from where reading may go on if it is not there."""
+        if not is_there:
+            place = (self._topic, self._partition, self._position)
+            self._position = self._lost.resume(*place, *self.bounds)
+        self._consumer.assign([TopicPartition(self._topic, self._partition, self._position)])
+
+    def _bounds(self) -> tuple[int, int]:
         deadline = time.monotonic() + WAIT_S
         while True:
             try:
@@ -130,7 +138,7 @@ class PartitionConsumer:
             except KafkaException as failure:
                 error = failure.args[0]
                 if error.code() in UNREACHABLE:
-                    raise BrokerUnreachable(bootstrap, WAIT_S, error.str()) from failure
+                    raise BrokerUnreachable(self._bootstrap, WAIT_S, error.str()) from failure
                 if time.monotonic() > deadline or not self._is_unsettled(error):
                     raise RuntimeError(f"{self._place()}: {error.str()}") from failure
             time.sleep(0.05)
@@ -173,17 +181,12 @@ class PartitionConsumer:
 
     def _raise_unless_transient(self, error: KafkaError) -> None:
         if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            raise self._lost(*self._consumer.get_watermark_offsets(self._address, timeout=WAIT_S))
+            self.bounds = self._bounds()
+            self._begin(is_there=False)
+            return
         if error.fatal() or error.code() not in (*UNREACHABLE, *UNSETTLED):
             raise RuntimeError(f"{self._place()}: {error.name()}: {error.str()}")
         logger.warning("%s: %s, trying again", self._place(), error.str())
-
-    def _lost(self, low: int, high: int) -> OffsetLost:
-        return OffsetLost(
-            f"{self._place()}: offset {self._position} is lost: the partition holds offsets "
-            f"{low} to {high}; retention must keep what was not read yet, "
-            "and a run's state must not outlive its topics"
-        )
 
     def _place(self) -> str:
         return f"topic {self._topic!r} partition {self._partition}"
