@@ -41,6 +41,7 @@ SPEAKING = (
     ("flows.join.recovery", "StateFull"),
     ("flows.kafka.jars", "JarError"),
     ("flows.kafka.client", "BrokerUnreachable"),
+    ("flows.learning.gaps", "ExamplesMissing"),
     ("flows.letters.replay", "ReplayRefused"),
     ("flows.kafka.producer", "DeliveryError"),
     ("flows.run_lock", "InUse"),

@@ -93,6 +93,7 @@ FM_SWAPS = Counter("exfm_fm_swaps_total", "Teacher snapshots taken into use")
 # Training
 TRAIN_APPLIED = Counter("exfm_train_examples_total", "Examples applied", ["model"])
 TRAIN_REPEATS = Counter("exfm_train_repeats_total", "Repeated rows dropped", ["model"])
+TRAIN_GAPS = Counter("exfm_train_gaps_total", "Gaps in running numbers of examples", ["model"])
 TRAIN_LEFT_OUT = Counter(
     "exfm_train_left_out_total", "Times the wall clock left a shard out", ["model"]
 )

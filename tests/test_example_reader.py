@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.learning.example_reader import ExampleReader, Mask, Place
+from flows.learning.example_reader import ExampleReader, Gap, Mask, Place
 from flows.records import END_MS, ExampleHeader
 
 BUCKET_MS = 10
@@ -135,6 +137,62 @@ def test_reader_refuses_a_mark_whose_total_disagrees() -> None:
     table = rows_of(0, [1, 2, 3], [True] * 3, 0, 2)
     reader.put(0, 0, table, ExampleHeader(shard=0, first=0, through_ms=10, total=3))
     assert reader.take() is None
+    assert reader.gaps == {0: Gap(shard=0, expected=2, found=3, partition=0, offset=0)}
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=topic(), data=st.data())
+def test_reader_of_a_log_with_gaps_yields_nothing_out_of_order(
+    case: tuple[int, list[tuple[int, int, int]], list[list[Message]]], data: st.DataObject
+) -> None:
+    num_shards, wanted, partitions = case
+    following = [0] * num_shards
+    reader, got = reader_at(Place.start(len(partitions), num_shards)), []
+    for partition, messages in enumerate(partitions):
+        for offset, (table, header) in enumerate(messages):
+            if data.draw(st.integers(0, 4)) == 4:  # the broker has lost it
+                continue
+            shard, first = header["shard"], header["first"]
+            behind = max(first + table.num_rows, header["total"] or 0)
+            reader.put(partition, offset, table, header)
+            if first <= following[shard]:
+                following[shard] = max(following[shard], first + table.num_rows)
+            gap = reader.gaps.get(shard)
+            assert gap is None or gap.expected == following[shard] < gap.found
+            assert (behind <= following[shard]) or gap is not None
+            ready = reader.take()
+            got += [] if ready is None else sequence(ready.table)
+    assert got == sorted(got)
+    assert set(got) <= {row for row in wanted if row[2] < following[row[1]]}
+    assert reader.repeats <= sum(
+        table.num_rows for messages in partitions for table, _ in messages
+    ) - sum(following)
+
+
+def test_gap_is_no_repeat_and_is_gone_once_it_is_filled() -> None:
+    reader = reader_at(Place.start(1, 2))
+    table = rows_of(1, [1, 2, 13, 14, 25, 26], [True] * 6, 0, 6)
+
+    def put(offset: int, first: int, last: int, through_ms: int) -> None:
+        header = ExampleHeader(shard=1, first=first, through_ms=through_ms, total=last)
+        reader.put(0, offset, table.slice(first, last - first), header)
+
+    put(0, 0, 1, 0)
+    put(1, 3, 5, 20)
+    gap = Gap(shard=1, expected=1, found=3, partition=0, offset=1)
+    assert (reader.gaps, reader.repeats) == ({1: gap}, 0)
+    put(2, 5, 6, 30)
+    assert (reader.gaps, reader.repeats) == ({1: gap}, 0)
+    put(3, 0, 2, 10)  # the writer has begun again
+    assert reader.gaps == {1: replace(gap, expected=2)}
+    put(4, 2, 3, 10)
+    assert reader.gaps == {}
+    put(5, 3, 6, 30)
+    reader.put(0, 6, table.slice(0, 0), ExampleHeader(shard=0, first=0, through_ms=30, total=0))
+    ready = reader.take()
+    assert ready is not None
+    assert [number for _, _, number in sequence(ready.table)] == [*range(6)]
+    assert (reader.gaps, reader.repeats) == ({}, 1)
 
 
 def test_reader_names_the_shards_that_hold_back() -> None:

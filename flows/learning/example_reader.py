@@ -3,7 +3,8 @@
 Messages of `examples` may be cut anywhere, arrive in any interleaving of partitions, and repeat
 after a crash of their writer. Rows count once, by their running number; a bucket is ready when the
 marks of all shards have passed it. What was handed out is described by one position and one number
-a partition and shard, from which another reader goes on with exactly the next row.
+a partition and shard, from which another reader goes on with exactly the next row. A message
+whose rows do not follow is not taken: a restarted writer may yet fill the gap.
 
 A live caller may go on without a shard that straggles. Its rows that then find their bucket passed
 are counted, not handed out, and its numbers stay consecutive.
@@ -56,6 +57,20 @@ class Ready:
         return self.place.through_ms >= END_MS
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gap:
+    """Rows of a shard that are missing, where later ones have come."""
+
+    shard: int
+    expected: int
+    """Running number of the first missing row."""
+    found: int
+    """Running number behind the missing rows, as the first later message says."""
+    partition: int
+    """Of that message."""
+    offset: int
+
+
 @dataclass(kw_only=True, slots=True)
 class Chunk:
     """Rows of one shard that wait for their bucket to be complete."""
@@ -97,6 +112,8 @@ class ExampleReader:
         self.repeats = 0
         self.passed_over = 0
         """Rows that the model would have learned, had they not come after their bucket."""
+        self.gaps: dict[int, Gap] = {}
+        """By shard; such a shard does not go on until its gap is filled."""
         self._bucket_ms = bucket_ms
         self._end_ms = floor_ms(END_MS, bucket_ms)
         self._empty = schema.empty_table()
@@ -106,7 +123,7 @@ class ExampleReader:
         self._unapplied: list[deque[tuple[int, int]]] = [deque() for _ in place.positions]
 
     def put(self, partition: int, offset: int, table: pa.Table, header: ExampleHeader) -> None:
-        """Take one message: its new rows, then its mark."""
+        """Take one message: its new rows, then its mark; nothing of it if rows before it miss."""
         buckets = table["closed_ts_ms"].to_numpy() // self._bucket_ms * self._bucket_ms
         mark_ms = header["through_ms"]
         ends = [] if mark_ms is None else [self._normal(mark_ms)]
@@ -119,6 +136,7 @@ class ExampleReader:
         self._accept(shard, header["first"], table, buckets)
         if mark_ms is not None and header["total"] == shard.following:
             shard.mark_ms = max(shard.mark_ms, self._normal(mark_ms))
+        self._note_gap(partition, offset, header, shard.following)
 
     def take(self, without: Collection[int] = ()) -> Ready | None:
         """What has become complete since the last call; None: nothing.
@@ -177,10 +195,11 @@ class ExampleReader:
 
     def _accept(self, shard: Shard, first: int, table: pa.Table, buckets: Integers) -> None:
         known = shard.following - first
-        if known < 0 or known >= table.num_rows:  # a gap that a restarted writer fills; or repeats
-            self.repeats += table.num_rows
+        if known < 0:
             return
-        self.repeats += known
+        self.repeats += min(known, table.num_rows)
+        if known >= table.num_rows:
+            return
         table, buckets = table.slice(known), buckets[known:]
         passed = int(np.searchsorted(buckets, self.through_ms))
         if passed:
@@ -195,6 +214,19 @@ class ExampleReader:
         shard.chunks.append(chunk)
         shard.following += len(buckets)
         self.pending_rows += len(buckets)
+
+    def _note_gap(self, partition: int, offset: int, header: ExampleHeader, following: int) -> None:
+        """Keep what is missing before a message, until it is filled."""
+        shard, first, total = header["shard"], header["first"], header["total"] or 0
+        found = first if first > following else total
+        if shard in self.gaps:
+            found, offset = self.gaps[shard].found, self.gaps[shard].offset
+        if found <= following:
+            self.gaps.pop(shard, None)
+            return
+        self.gaps[shard] = Gap(
+            shard=shard, expected=following, found=found, partition=partition, offset=offset
+        )
 
     def _pass_over(self, shard: Shard, table: pa.Table) -> None:
         assert not shard.chunks  # their buckets are not passed, and come after these

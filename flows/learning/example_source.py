@@ -15,6 +15,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from flows.kafka.client import client_config
 from flows.kafka.consumer import PartitionConsumer
 from flows.learning.example_reader import ExampleReader, Mask, Place, Ready
+from flows.learning.gaps import GapWatch
 from flows.learning.stragglers import Stragglers
 from flows.records import BEGIN_MS, END_MS, ExampleHeader, decode, example_schema
 from flows.runner import stop_requested
@@ -67,6 +68,7 @@ class ModelExamples(StatefulSourcePartition[Lesson, None]):
         self._ended = place.through_ms >= END_MS
         self._closed = False
         self._repeats = self._passed_over = 0
+        self._gaps = GapWatch(model, topic.name)
         grace_s = settings.das.shard_grace_s
         self._stragglers = None if settings.as_of else Stragglers(grace_s)
         self._left_out: set[int] = set()
@@ -75,13 +77,20 @@ class ModelExamples(StatefulSourcePartition[Lesson, None]):
         self._awake: datetime | None = None
 
     def next_batch(self) -> list[Lesson]:
-        """Buckets that have become complete."""
+        """Buckets that have become complete.
+
+        Raises:
+            ExamplesMissing: the next rows of a shard are not there, and nobody writes them.
+            OffsetLost: messages were deleted before they were read.
+        """
         if self._closed:
             raise StopIteration
         if self._ended or stop_requested():
             self._closed = True
             return [Lesson(model=self._model, ready=None)]
         num_read = self._read()
+        gaps = self._reader.gaps.values()
+        self._gaps.look({gap: self._consumers[gap.partition].at_end() for gap in gaps})
         if self._stragglers is not None:
             self._leave_out(self._stragglers)
         ready = self._reader.take(self._left_out) or self._pulse()
