@@ -9,8 +9,9 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.learning.example_reader import ExampleReader, Gap, Mask, Place
-from flows.records import END_MS, ExampleHeader
+from flows.learning.example_reader import ANY, ExampleReader, Mask, Place
+from flows.learning.gaps import Gap
+from flows.records import BEGIN_MS, END_MS, ExampleHeader
 
 BUCKET_MS = 10
 SCHEMA = pa.schema(
@@ -120,6 +121,127 @@ def test_reader_yields_every_row_once_in_order(
             reader, at = reader_at(place), list(place.positions)
     assert got == wanted
     assert reader.pending_rows == 0
+
+
+def retained(partition: list[Message], cut: int, bucket_ms: int) -> dict[int, tuple[int, int]]:
+    """Of each shard in what is left: number of its first row, start of its first whole bucket."""
+    found: dict[int, tuple[int, int]] = {}
+    for table, header in partition[cut:]:
+        ends = [ts // bucket_ms * bucket_ms + bucket_ms for ts in table["closed_ts_ms"].to_pylist()]
+        ends += [] if header["through_ms"] is None else [header["through_ms"]]
+        if ends and header["shard"] not in found:
+            first = header["first"]
+            found[header["shard"]] = (first, ends[0] if first else BEGIN_MS)
+    return found
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=topic(), data=st.data())
+def test_new_reader_yields_a_function_of_what_is_retained(
+    case: tuple[int, list[tuple[int, int, int]], list[list[Message]]], data: st.DataObject
+) -> None:
+    num_shards, wanted, partitions = case
+    cuts, first, whole_ms = [], [0] * num_shards, [BEGIN_MS] * num_shards
+    for partition in partitions:
+        ends = [i for i, (_, header) in enumerate(partition) if header["through_ms"] == END_MS]
+        cuts.append(data.draw(st.integers(0, min(ends, default=0))))
+        if cuts[-1]:
+            for shard, found in retained(partition, cuts[-1], BUCKET_MS).items():
+                first[shard], whole_ms[shard] = found
+    begins_ms = max(whole_ms)
+    expected = [row for row in wanted if row[0] >= begins_ms and row[2] >= first[row[1]]]
+
+    place = Place.oldest(cuts, num_shards)
+    assert place.is_start
+    reader, at = reader_at(place), list(place.positions)
+    got: list[tuple[int, int, int]] = []
+    restarts = 3
+    while place.through_ms < END_MS:
+        open_partitions = [p for p, messages in enumerate(partitions) if at[p] < len(messages)]
+        partition_no = data.draw(st.sampled_from(open_partitions))
+        for _ in range(data.draw(st.integers(1, 4))):
+            if at[partition_no] < len(partitions[partition_no]):
+                message = partitions[partition_no][at[partition_no]]
+                reader.put(partition_no, at[partition_no], *message)
+                at[partition_no] += 1
+        ready = reader.take()
+        if ready is not None:
+            got += sequence(ready.table)
+            assert ready.place.through_ms >= begins_ms
+            place = ready.place
+        if restarts and data.draw(st.integers(0, 9)) == 9:
+            restarts -= 1
+            reader, at = reader_at(place), list(place.positions)
+    assert got == expected
+    assert (reader.pending_rows, reader.passed_over, reader.gaps) == (0, 0, {})
+    assert place.applied == tuple(
+        max(shard_first, *(number + 1 for _, s, number in numbers(partitions) if s == shard), 0)
+        for shard, shard_first in enumerate(first)
+    )
+
+
+def numbers(partitions: list[list[Message]]) -> list[tuple[int, int, int]]:
+    """All rows of a topic."""
+    tables = [table for messages in partitions for table, _ in messages]
+    return [row for table in tables for row in sequence(table)]
+
+
+def test_new_reader_does_not_begin_before_it_has_seen_all_shards() -> None:
+    reader = reader_at(Place.oldest([7, 3], 2))
+    assert reader.firsts() == [0, 0]
+    early = rows_of(0, [*range(5, 55, 10)], [True] * 5, 1, 5)  # buckets 10 to 40, from number 1 on
+    reader.put(0, 7, early, ExampleHeader(shard=0, first=1, through_ms=50, total=5))
+    assert reader.take() is None
+    late = rows_of(1, [25, 35, 45], [True] * 3, 0, 3)
+    later = late.set_column(2, "number", pa.array([90, 91, 92], pa.int64()))
+    reader.put(1, 3, later.slice(0, 1), ExampleHeader(shard=1, first=90, through_ms=30, total=91))
+    ready = reader.take()  # bucket 20 may have had rows before number 90
+    assert reader.begins_ms == 30
+    assert ready is not None
+    assert (ready.table.num_rows, ready.place.through_ms) == (0, 30)
+    assert reader.firsts() == [1, 90]
+    reader.put(1, 4, later.slice(1), ExampleHeader(shard=1, first=91, through_ms=50, total=93))
+    ready = reader.take()
+    assert ready is not None
+    assert sequence(ready.table) == [(30, 0, 3), (30, 1, 91), (40, 0, 4), (40, 1, 92)]
+    assert ready.place == Place(positions=(8, 5), applied=(5, 93), through_ms=50)
+    assert reader.passed_over == 0
+
+
+def test_shards_that_lag_the_beginning_are_read_up_to_it() -> None:
+    reader = reader_at(Place.oldest([1, 1], 2))
+    mark = ExampleHeader(shard=1, first=9, through_ms=40, total=9)
+    reader.put(1, 1, SCHEMA.empty_table(), mark)
+    table = rows_of(0, [5, 15, 25, 35, 45], [True] * 5, 0, 5)
+    for number in range(1, 4):
+        assert reader.take() is None
+        header = ExampleHeader(shard=0, first=number, through_ms=10 * number + 10, total=number + 1)
+        reader.put(0, number, table.slice(number, 1), header)
+        assert reader.pending_rows <= 1  # what comes before the beginning is not kept
+    ready = reader.take()
+    assert ready is not None
+    assert (ready.table.num_rows, ready.place.through_ms) == (0, 40)
+    assert ready.place.applied == (4, 9)
+
+
+def test_reader_goes_on_without_a_shard_that_it_never_saw() -> None:
+    reader = reader_at(Place.oldest([0, 5], 2))
+    on_time = rows_of(0, [5, 15], [True] * 2, 0, 2)
+    reader.put(0, 0, on_time, ExampleHeader(shard=0, first=0, through_ms=20, total=2))
+    ready = reader.take({1})
+    assert ready is not None
+    assert ready.place.applied == (2, ANY)
+    reader = reader_at(ready.place)
+    late = rows_of(1, [15, 25], [True] * 2, 0, 2)
+    reader.put(1, 5, late, ExampleHeader(shard=1, first=70, through_ms=30, total=72))
+    assert (reader.passed_over, reader.pending_rows, reader.gaps) == (1, 1, {})
+
+
+def test_missing_beginning_of_a_topic_that_holds_its_first_message_is_a_gap() -> None:
+    reader = reader_at(Place.oldest([0], 1))
+    table = rows_of(0, [5], [True], 0, 1)
+    reader.put(0, 0, table, ExampleHeader(shard=0, first=327, through_ms=10, total=328))
+    assert reader.gaps == {0: Gap(shard=0, expected=0, found=327, partition=0, offset=0)}
 
 
 def test_reader_counts_repeats() -> None:

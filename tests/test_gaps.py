@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
-from flows.kafka.producer import BatchProducer
-from flows.learning import gaps
-from flows.learning.example_reader import Gap, Place
-from flows.learning.example_source import Lesson, ModelExamples
-from flows.learning.gaps import WAIT_S, ExamplesMissing, GapWatch
-from flows.records import END_MS, ExampleHeader, encode, example_schema
-from flows.settings import Settings
-from monitoring.metrics import TRAIN_GAPS, TRAIN_REPEATS
+from flows.learning.gaps import WAIT_S, ExamplesMissing, Gap, GapWatch
+from monitoring.metrics import TRAIN_GAPS
 
 GAP = Gap(shard=1, expected=10, found=15, partition=0, offset=7)
 
@@ -78,65 +69,3 @@ def test_gap_that_is_being_filled_is_waited_for(clock: Clock) -> None:
     watch.look({GAP: True})
     clock.now_s += 2
     watch.look({GAP: True})
-
-
-def row(shard: int, number: int) -> dict[str, object]:
-    return {
-        "impression_id": f"i{number}",
-        "domain": "feed",
-        "ts_ms": 1000 * number,
-        "closed_ts_ms": 1000 * number,
-        "correction": 0,
-        "shard": shard,
-        "number": number,
-    }
-
-
-def write(settings: Settings, producer: BatchProducer, shard: int, numbers: range) -> None:
-    """A message a row, each with a mark; behind the last row nothing comes."""
-    topic, schema = settings.topics.examples, example_schema(settings)
-    for number in numbers:
-        last = number == 9
-        through_ms = END_MS if last else 1000 * number + 1000
-        header = ExampleHeader(shard=shard, first=number, through_ms=through_ms, total=number + 1)
-        value = encode(pa.Table.from_pylist([row(shard, number)], schema), header)
-        producer.send(topic.name, value, partition=shard % topic.partitions)
-    producer.flush()
-
-
-def everything(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    return np.ones(table.num_rows, dtype=bool)
-
-
-def lessons(source: ModelExamples, enough: Callable[[list[Lesson]], bool]) -> list[Lesson]:
-    found: list[Lesson] = []
-    while not enough(found):
-        found += source.next_batch()
-    return found
-
-
-@pytest.mark.kafka
-def test_source_stops_at_a_gap_and_goes_on_once_it_is_filled(
-    kafka_settings: Settings, producer: BatchProducer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gaps, "WAIT_S", 0.2)
-    topic = kafka_settings.topics.examples
-    start = Place.start(topic.partitions, kafka_settings.das.shards)
-    write(kafka_settings, producer, 0, range(10))
-    write(kafka_settings, producer, 1, range(4))
-    write(kafka_settings, producer, 1, range(7, 10))
-    source = ModelExamples(kafka_settings, "filled", start, everything)
-    before, repeats = counted("filled"), TRAIN_REPEATS.labels("filled")._value.get()
-    with pytest.raises(ExamplesMissing, match=r"shard 1 goes on at number 7, expected 4"):
-        lessons(source, lambda _: False)
-    source.close()
-    assert counted("filled") == before + 1
-    assert TRAIN_REPEATS.labels("filled")._value.get() == repeats
-
-    write(kafka_settings, producer, 1, range(10))
-    source = ModelExamples(kafka_settings, "filled", start, everything)
-    found = lessons(source, lambda found: bool(found) and found[-1].ready is None)
-    source.close()
-    tables = [lesson.ready.table for lesson in found if lesson.ready is not None]
-    rows = pa.concat_tables(tables).select(["number", "shard"]).to_pylist()
-    assert [(r["number"], r["shard"]) for r in rows] == [(n, s) for n in range(10) for s in (0, 1)]

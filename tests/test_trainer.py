@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from flows import vm_training
 from flows.kafka.client import client_config, ensure_topics
@@ -328,13 +330,7 @@ def test_flow_trains_all_students_from_the_topic_and_announces_them(
     kafka: str,
     tmp_path: Path,
 ) -> None:
-    run = uuid.uuid4().hex[:8]
-    topics = {
-        key: {**topic.model_dump(), "name": f"{topic.name}-{run}"} for key, topic in settings.topics
-    }
-    raw = {**settings.model_dump(), "kafka": {"bootstrap": kafka}, "topics": topics}
-    settings = Settings.model_validate(raw)
-    ensure_topics(settings)
+    settings = on_broker(settings, kafka)
     write(settings, examples)
     folder = RunFolder(tmp_path)
     shutil.copytree(reference["alone"].store.templates, folder.store / "templates")
@@ -348,6 +344,53 @@ def test_flow_trains_all_students_from_the_topic_and_announces_them(
         assert [said["version"] for said in announced if said["model"] == model] == versions
         newest = store.manifest(model, versions[-1]).content()
         assert newest == reference[model].versions()[versions[-1]]
+
+
+@pytest.mark.kafka
+def test_new_model_learns_what_is_retained_as_if_it_were_all(
+    settings: Settings,
+    examples: pa.Table,
+    reference: dict[str, _Run],
+    kafka: str,
+    tmp_path: Path,
+) -> None:
+    settings, templates = on_broker(settings, kafka), reference["alone"].store.templates
+    write(settings, examples)
+    places = [TopicPartition(settings.topics.examples.name, p, n) for p, n in ((0, 30), (1, 20))]
+    admin = AdminClient(client_config(settings.kafka))
+    for deleted in admin.delete_records(places).values():
+        deleted.result()
+    bucket, shard = (examples[name].to_numpy() for name in ("closed_ts_ms", "shard"))
+    bucket = bucket // BUCKET_MS
+    first = max(bucket[shard == s][7 * n] for s, n in ((0, 30), (1, 20)))  # messages of seven rows
+    kept = examples.filter(pa.array(bucket > first))
+    assert 0 < kept.num_rows < examples.num_rows
+
+    folder = RunFolder(tmp_path / "flow")
+    shutil.copytree(templates, folder.store / "templates")
+    vm_training.run(settings, folder, Placement())
+    for model in ("alone", "feed_late"):
+        expected = _Run(settings, model, kept, tmp_path / model)
+        shutil.copytree(templates, expected.store.templates)
+        expected.go([], lambda: False)
+        tensors, meta = checkpoint.load(checkpoint_path(folder, model))
+        weights = expected.weights()
+        assert [n for n in weights if not n.endswith("/sums")] == [
+            n for n in tensors if not n.endswith("/sums") and torch.equal(tensors[n], weights[n])
+        ]
+        assert meta["place"]["applied"] == [int((shard == s).sum()) for s in range(SHARDS)]
+
+
+def on_broker(settings: Settings, kafka: str) -> Settings:
+    """The same with topics of its own that exist."""
+    run = uuid.uuid4().hex[:8]
+    topics = {
+        key: {**topic.model_dump(), "name": f"{topic.name}-{run}"} for key, topic in settings.topics
+    }
+    raw = {**settings.model_dump(), "kafka": {"bootstrap": kafka}, "topics": topics}
+    found = Settings.model_validate(raw)
+    ensure_topics(found)
+    return found
 
 
 def write(settings: Settings, examples: pa.Table) -> None:

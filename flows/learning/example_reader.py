@@ -6,6 +6,10 @@ marks of all shards have passed it. What was handed out is described by one posi
 a partition and shard, from which another reader goes on with exactly the next row. A message
 whose rows do not follow is not taken: a restarted writer may yet fill the gap.
 
+Where the oldest messages are deleted, a shard begins at the number of the first that is there. Its
+bucket, too, may have had rows before it, so learning begins with the first bucket that every shard
+holds in full: what is handed out is a function of what is retained, and of nothing else.
+
 A live caller may go on without a shard that straggles. Its rows that then find their bucket passed
 are counted, not handed out, and its numbers stay consecutive.
 """
@@ -20,7 +24,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from flows.learning.gaps import Gap
 from flows.records import BEGIN_MS, END_MS, ExampleHeader, floor_ms
+
+ANY = -1
+"""Number of a shard's first message, whatever it is."""
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
@@ -33,7 +41,7 @@ class Place:
     positions: tuple[int, ...]
     """Per partition: offset of the first message that is not fully applied."""
     applied: tuple[int, ...]
-    """Per shard: running number of the next row to apply."""
+    """Per shard: running number of the next row to apply, or ANY."""
     through_ms: int = BEGIN_MS
     """Event time is applied completely up to here."""
 
@@ -41,6 +49,18 @@ class Place:
     def start(partitions: int, shards: int) -> Place:
         """The beginning of the topic."""
         return Place(positions=(0,) * partitions, applied=(0,) * shards)
+
+    @staticmethod
+    def oldest(positions: Sequence[int], shards: int) -> Place:
+        """The oldest messages that are there; shards stand in partitions as they are written."""
+        deleted = [positions[shard % len(positions)] > 0 for shard in range(shards)]
+        applied = tuple(ANY if before else 0 for before in deleted)
+        return Place(positions=tuple(positions), applied=applied)
+
+    @property
+    def is_start(self) -> bool:
+        """Whether nothing was applied."""
+        return self.through_ms == BEGIN_MS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,20 +75,6 @@ class Ready:
     def ended(self) -> bool:
         """Whether the log has nothing more."""
         return self.place.through_ms >= END_MS
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gap:
-    """Rows of a shard that are missing, where later ones have come."""
-
-    shard: int
-    expected: int
-    """Running number of the first missing row."""
-    found: int
-    """Running number behind the missing rows, as the first later message says."""
-    partition: int
-    """Of that message."""
-    offset: int
 
 
 @dataclass(kw_only=True, slots=True)
@@ -90,10 +96,19 @@ class Shard:
     """One shard's sequence of rows."""
 
     following: int
-    """Running number that is accepted next."""
+    """Running number that is accepted next, or ANY."""
     mark_ms: int
     applied: int
+    first: int = 0
+    """Number at which it began, where the first ones were deleted."""
+    whole_ms: int = BEGIN_MS
+    """No row of a bucket from here on was deleted."""
     chunks: deque[Chunk] = field(default_factory=deque)
+
+    def begin(self, first: int, whole_ms: int) -> None:
+        """Begin at a number; rows before it, if there were any, had buckets before `whole_ms`."""
+        self.first = self.following = self.applied = first
+        self.whole_ms = whole_ms if first else BEGIN_MS
 
 
 class ExampleReader:
@@ -108,6 +123,8 @@ class ExampleReader:
     ) -> None:
         """Start behind `place`; `keep` says which rows the model learns, the others only count."""
         self.through_ms = place.through_ms
+        self.begins_ms = BEGIN_MS
+        """Rows of earlier buckets are not handed out: some of them may be deleted."""
         self.pending_rows = 0
         self.repeats = 0
         self.passed_over = 0
@@ -133,6 +150,11 @@ class ExampleReader:
             self._unapplied[partition].append((offset, max(ends)))
         self._read[partition] = offset + 1
         shard = self._shards[header["shard"]]
+        if shard.following == ANY:
+            if not ends:
+                return
+            whole_ms = int(buckets[0]) + self._bucket_ms if table.num_rows else ends[0]
+            shard.begin(header["first"], whole_ms)
         self._accept(shard, header["first"], table, buckets)
         if mark_ms is not None and header["total"] == shard.following:
             shard.mark_ms = max(shard.mark_ms, self._normal(mark_ms))
@@ -147,11 +169,15 @@ class ExampleReader:
         through_ms = self._least(without)
         if through_ms <= self.through_ms or (without and through_ms >= END_MS):
             return None
+        if self.through_ms == BEGIN_MS:
+            self._begin(without)
+            if through_ms < self.begins_ms:
+                return None
         self.through_ms = through_ms
         parts: list[pa.Table] = []
         buckets: list[Integers] = []
         for shard in self._shards:
-            self._release(shard, parts, buckets)
+            self._release(shard, through_ms, parts, buckets)
         table = self._empty
         if parts:
             table = pa.concat_tables(parts).combine_chunks()
@@ -178,6 +204,10 @@ class ExampleReader:
         """No rows, at the place that was reached."""
         return Ready(table=self._empty, place=self.place())
 
+    def firsts(self) -> list[int]:
+        """Per shard: number of its first message, where those before it are deleted; else 0."""
+        return [shard.first for shard in self._shards]
+
     def marks(self) -> list[int]:
         """Per shard: event time (ms) that it has completed."""
         return [shard.mark_ms for shard in self._shards]
@@ -201,7 +231,7 @@ class ExampleReader:
         if known >= table.num_rows:
             return
         table, buckets = table.slice(known), buckets[known:]
-        passed = int(np.searchsorted(buckets, self.through_ms))
+        passed = int(np.searchsorted(buckets, max(self.through_ms, self.begins_ms)))
         if passed:
             self._pass_over(shard, table.slice(0, passed))
             table, buckets = table.slice(passed), buckets[passed:]
@@ -228,16 +258,27 @@ class ExampleReader:
             shard=shard, expected=following, found=found, partition=partition, offset=offset
         )
 
+    def _begin(self, without: Collection[int]) -> None:
+        """Let learning begin with the first bucket that all shards hold in full."""
+        whole = [shard.whole_ms for i, shard in enumerate(self._shards) if i not in without]
+        self.begins_ms = max(self.begins_ms, *whole)
+        for shard in self._shards:
+            self._release(shard, self.begins_ms, [], [])
+
     def _pass_over(self, shard: Shard, table: pa.Table) -> None:
         assert not shard.chunks  # their buckets are not passed, and come after these
-        self.passed_over += int(self._keep(table).sum())
+        if self.through_ms > BEGIN_MS:
+            self.passed_over += int(self._keep(table).sum())
         shard.following += table.num_rows
         shard.applied = shard.following
 
-    def _release(self, shard: Shard, parts: list[pa.Table], buckets: list[Integers]) -> None:
+    def _release(
+        self, shard: Shard, limit_ms: int, parts: list[pa.Table], buckets: list[Integers]
+    ) -> None:
+        """Move rows of buckets before `limit_ms` to `parts`, and their buckets to `buckets`."""
         while shard.chunks:
             chunk = shard.chunks[0]
-            num = int(np.searchsorted(chunk.buckets, self.through_ms))
+            num = int(np.searchsorted(chunk.buckets, limit_ms))
             if num == 0:
                 return
             num_kept = int(chunk.kept[:num].sum())

@@ -5,8 +5,9 @@ It needs no recovery store: a model's own checkpoint says where its source begin
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
@@ -14,13 +15,17 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from flows.kafka.client import client_config
 from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.lost_offsets import LostOffsets
 from flows.learning.example_reader import ExampleReader, Mask, Place, Ready
-from flows.learning.gaps import GapWatch
+from flows.learning.gaps import AGAIN, GapWatch
 from flows.learning.stragglers import Stragglers
 from flows.records import BEGIN_MS, END_MS, ExampleHeader, decode, example_schema
 from flows.runner import stop_requested
 from flows.settings import Settings
+from flows.wording import moment
 from monitoring.metrics import SOURCE_LAG, TRAIN_LEFT_OUT, TRAIN_PASSED_OVER, TRAIN_REPEATS
+
+logger = logging.getLogger(__name__)
 
 PAUSE = timedelta(milliseconds=5)
 MAX_MESSAGES = 64
@@ -46,8 +51,11 @@ class ModelExamples(StatefulSourcePartition[Lesson, None]):
     Args:
         settings: of the run.
         model: its name.
-        place: where it begins.
+        place: where it goes on; at the start, it begins with the oldest that is retained.
         keep: which rows it learns.
+
+    Raises:
+        OffsetLost: what comes behind `place` is no longer retained.
     """
 
     def __init__(
@@ -57,14 +65,14 @@ class ModelExamples(StatefulSourcePartition[Lesson, None]):
         place: Place,
         keep: Callable[..., Mask],
     ) -> None:
-        topic, config = settings.topics.examples, client_config(settings.kafka)
+        topic = settings.topics.examples
         self._model = model
         self._topic = topic.name
+        self._consumers = consumers(settings, model, place)
+        self._begins_late = False
+        if place.is_start:
+            place = self._oldest(settings.das.shards)
         self._reader = ExampleReader(place, settings.das.bucket_ms, example_schema(settings), keep)
-        self._consumers = [
-            PartitionConsumer(config, topic.name, partition, place.positions[partition])
-            for partition in range(topic.partitions)
-        ]
         self._ended = place.through_ms >= END_MS
         self._closed = False
         self._repeats = self._passed_over = 0
@@ -94,6 +102,8 @@ class ModelExamples(StatefulSourcePartition[Lesson, None]):
         if self._stragglers is not None:
             self._leave_out(self._stragglers)
         ready = self._reader.take(self._left_out) or self._pulse()
+        if self._begins_late and ready is not None:
+            self._tell_beginning()
         self._awake = None if num_read else datetime.now(timezone.utc) + PAUSE
         if ready is None:
             return []
@@ -127,6 +137,31 @@ class ModelExamples(StatefulSourcePartition[Lesson, None]):
         self._repeats, self._passed_over = self._reader.repeats, self._reader.passed_over
         return num_read
 
+    def _oldest(self, shards: int) -> Place:
+        """The oldest examples that are retained; it is said if they are not the first."""
+        offsets = [consumer.position for consumer in self._consumers]
+        self._begins_late = any(offsets)
+        if self._begins_late:
+            logger.warning(
+                "%s has no checkpoint, and the first examples of topic %r are deleted: it begins "
+                "with the oldest that are there, at offsets %s; %s",
+                self._model,
+                self._topic,
+                listed(offsets),
+                AGAIN,
+            )
+        return Place.oldest(offsets, shards)
+
+    def _tell_beginning(self) -> None:
+        self._begins_late = False
+        logger.info(
+            "%s learns from event time %s on: from there all shards are complete; their first "
+            "numbers are %s",
+            self._model,
+            "the end" if self._reader.begins_ms >= END_MS else moment(self._reader.begins_ms),
+            listed(self._reader.firsts()),
+        )
+
     def _leave_out(self, stragglers: Stragglers) -> None:
         ends = [consumer.at_end() for consumer in self._consumers]
         read = [ends[shard % len(ends)] for shard in range(self._shards)]
@@ -146,6 +181,30 @@ class ModelExamples(StatefulSourcePartition[Lesson, None]):
         return sorted(
             {shard % len(self._consumers) for shard in self._reader.behind(self._left_out)}
         )
+
+
+def consumers(settings: Settings, model: str, place: Place) -> list[PartitionConsumer]:
+    """Of all partitions of `examples`; at the start, from the oldest message that is there.
+
+    Raises:
+        OffsetLost: what comes behind `place` is no longer retained.
+    """
+    topic, config = settings.topics.examples, client_config(settings.kafka)
+    lost = LostOffsets(
+        choice=f"{model} leaves out no example behind its checkpoint; {AGAIN}",
+        anew=f"without its checkpoint (checkpoints/{model} of the run) it begins anew with what is "
+        "there",
+    )
+    offsets = [None] * topic.partitions if place.is_start else place.positions
+    return [
+        PartitionConsumer(config, topic.name, partition, offset, lost=lost)
+        for partition, offset in enumerate(offsets)
+    ]
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Numbers as text."""
+    return ", ".join(map(str, numbers))
 
 
 class ExampleSource(FixedPartitionedSource[Lesson, None]):

@@ -10,19 +10,36 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from flows.learning.example_reader import Gap
 from monitoring.metrics import TRAIN_GAPS
 
 logger = logging.getLogger(__name__)
 
 WAIT_S = 30.0
 """From when the partition was read to its end; a filling that goes on is waited for."""
+AGAIN = (
+    "`exfm backfill --topic NAME` makes them again from the events that are retained, for a new "
+    "run with topics.examples.name = 'NAME'"
+)
 WAY_OUT = (
     "where teacher.version = 'as_of' and the input topics hold every event, stop das, remove its "
-    "state folder and start it: it writes the same examples again; else `exfm backfill --topic "
-    "NAME` makes them again, for a new run with topics.examples.name = 'NAME'"
+    f"state folder and start it: it writes the same examples again; else {AGAIN}"
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gap:
+    """Rows of a shard that are missing, where later ones have come."""
+
+    shard: int
+    expected: int
+    """Running number of the first missing row."""
+    found: int
+    """Running number behind the missing rows, as the first later message says."""
+    partition: int
+    """Of that message."""
+    offset: int
 
 
 class ExamplesMissing(RuntimeError):

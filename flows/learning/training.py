@@ -48,7 +48,7 @@ class School:
         self._trainers: dict[str, Trainer] = {}
 
     def place(self, model: str) -> Place:
-        """Where the checkpoint says that a model goes on."""
+        """Where the checkpoint says that a model goes on; without one, the start."""
         path = checkpoint_path(self._folder, model)
         if path.exists():
             _, meta = checkpoint.load(path)
