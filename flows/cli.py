@@ -47,6 +47,7 @@ SPEAKING = (
     ("flows.run_lock", "InUse"),
     ("flows.events.schema_registry", "RegistryError"),
     ("flows.join.segments", "SegmentError"),
+    ("flows.join.written_examples", "ExamplesGone"),
     ("flows.settings", "SettingsError"),
     ("flows.run.supervisor", "ProcessFailed"),
     ("onnx_export.manifest", "SnapshotCorrupt"),

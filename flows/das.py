@@ -138,7 +138,7 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
         request_stop()
 
     def _look_back(self, core: Shard) -> None:
-        """Live, what was written behind the snapshot is looked for, and nothing closes before."""
+        """What was written must be there; live, nothing closes before it is read back."""
         if self._recall is not None:
             self._search = self._recall(core.index, core.total)
 
@@ -220,8 +220,7 @@ def kafka_flow(settings: Settings, state: Path) -> Dataflow:
     ]
     transactional = settings.das.sink == "transactional"
     sink = TopicSink(settings, settings.topics.examples, transactional=transactional)
-    before = None if settings.as_of else recall(settings)
-    return build(settings, state, inputs, sink, ahead, before)
+    return build(settings, state, inputs, sink, ahead, recall(settings))
 
 
 def run(settings: Settings, folder: RunFolder, placement: Placement) -> None:

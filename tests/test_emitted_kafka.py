@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from confluent_kafka import OFFSET_END, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from flows.join.emitted import Written
 from flows.join.written_examples import FIRST_STEP, recall
@@ -17,7 +21,16 @@ from flows.kafka.producer import BatchProducer
 from flows.records import BEGIN_MS, ExampleHeader, encode, example_schema, floor_ms
 from flows.settings import Settings
 from tests.processes import started
-from tests.test_das import DAS, START_MS, Log, elsewhere, eventually, messages
+from tests.test_das import (
+    DAS,
+    START_MS,
+    Log,
+    elsewhere,
+    eventually,
+    examples,
+    messages,
+    num_rows,
+)
 
 HELD_MS = START_MS + 50_000
 """From here on, one partition is silent until the kill."""
@@ -38,6 +51,14 @@ class PartlySilent(Log):
         self._producer.flush()
 
 
+def live(settings: Settings, **das: str | float) -> Settings:
+    """A run that soon gives up on who is silent."""
+    raw = settings.model_dump()
+    raw["teacher"]["version"] = "newest"
+    raw["das"] |= {"idle_s": 0.2, "teacher_grace_s": 0.5, **das}
+    return Settings.model_validate(raw)
+
+
 def counted(settings: Settings) -> Counter[tuple[str, str]]:
     """Examples of each impression and task; running numbers must be consecutive."""
     following, found = Counter[int](), Counter[tuple[str, str]]()
@@ -56,10 +77,7 @@ def counted(settings: Settings) -> Counter[tuple[str, str]]:
 def test_kill_of_a_live_join_repeats_and_loses_nothing(
     kafka_settings: Settings, tmp_path: Path, sink: str, every_s: float
 ) -> None:
-    raw = elsewhere(kafka_settings).model_dump()
-    raw["teacher"]["version"] = "newest"
-    raw["das"] |= {"idle_s": 0.2, "teacher_grace_s": 0.5, "sink": sink, "recovery_every_s": every_s}
-    settings = Settings.model_validate(raw)
+    settings = live(elsewhere(kafka_settings), sink=sink, recovery_every_s=every_s)
     ensure_topics(settings)
     log = PartlySilent(settings, num=600)
     for p in (0, 1):
@@ -99,8 +117,9 @@ def test_kill_of_a_live_join_repeats_and_loses_nothing(
 @pytest.mark.parametrize("num", [0, 1, 20 * FIRST_STEP])
 def test_search_goes_back_as_far_as_needed(kafka_settings: Settings, num: int) -> None:
     """Two shards share a partition; shard 0 writes two rows a message, shard 2 only marks."""
-    topic, schema = kafka_settings.topics.examples, example_schema(kafka_settings)
-    producer = BatchProducer(client_config(kafka_settings.kafka))
+    settings = live(kafka_settings)
+    topic, schema = settings.topics.examples, example_schema(settings)
+    producer = BatchProducer(client_config(settings.kafka))
     for i in range(num):
         rows = [
             {"impression_id": f"i{n}", "domain": "feed", "ts_ms": n, "correction": 0, "number": n}
@@ -116,19 +135,20 @@ def test_search_goes_back_as_far_as_needed(kafka_settings: Settings, num: int) -
             producer.send(topic.name, message, partition=0, key=b"%d" % shard)
     producer.flush()
     for total in sorted({0, num // 2, max(0, 2 * num - 1), 2 * num}):
-        written = searched(kafka_settings, 0, total)
+        written = searched(settings, 0, total)
         assert written.following == 2 * num
         assert written.through_ms == (1000 * num if num else BEGIN_MS)
         ids = [f"i{n}" for n in range(total, 2 * num)]
         click = written.rows.filter(pc.equal(written.rows["task"], 0))
         assert click["impression_id"].to_pylist() == ids
         assert written.rows.num_rows == len(ids) + sum(int(i[1:]) % 4 == 0 for i in ids)
-    assert searched(kafka_settings, 2, 0).rows.num_rows == 0
+    assert searched(settings, 2, 0).rows.num_rows == 0
 
 
 def searched(settings: Settings, shard: int, total: int) -> Written:
     """What the topic holds of a shard."""
     search = recall(settings)(shard, total)
+    assert search is not None
     found: list[Written] = []
 
     def ended() -> bool:
@@ -137,3 +157,68 @@ def searched(settings: Settings, shard: int, total: int) -> Written:
 
     eventually(ended)
     return found[0]
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("is_live", [True, False])
+def test_join_refuses_examples_that_were_created_anew(
+    kafka_settings: Settings, tmp_path: Path, is_live: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = elsewhere(kafka_settings)
+    settings = live(settings) if is_live else settings
+    log = Log(settings, num=600)
+    log.write(0)
+    ended = join(settings, tmp_path, lambda: num_rows(settings) > 0)
+    assert ended == 0
+    log.write(1)
+    created_anew(settings)
+    ended = join(settings, tmp_path, lambda: num_rows(settings) > 0)
+    assert (ended, num_rows(settings)) == (1, 0)
+    said = capfd.readouterr().err
+    assert f"topic '{settings.topics.examples.name}' partition" in said
+    assert "examples to it: the topic was deleted and created anew" in said
+    shutil.rmtree(tmp_path / "state" / "das")
+    assert join(settings, tmp_path, lambda: num_rows(settings) > 0) == 0
+
+
+@pytest.mark.kafka
+def test_join_goes_on_where_retention_has_emptied_the_topic(
+    kafka_settings: Settings, tmp_path: Path
+) -> None:
+    settings = live(elsewhere(kafka_settings))
+    log = Log(settings, num=600)
+    log.write(0)
+    assert join(settings, tmp_path, lambda: num_rows(settings) > 0) == 0
+    totals = {shard: table.num_rows for shard, table in examples(settings).items()}
+    places = [TopicPartition(settings.topics.examples.name, p, OFFSET_END) for p in (0, 1)]
+    admin = AdminClient(client_config(settings.kafka))
+    for deleted in admin.delete_records(places).values():
+        deleted.result()
+    log.write(1)
+    found: dict[int, int] = {}
+
+    def all_go_on() -> bool:
+        for p in (0, 1):
+            for table, header in messages(settings, p):
+                if table.num_rows:
+                    found.setdefault(header["shard"], header["first"])
+        return len(found) == len(totals)
+
+    assert join(settings, tmp_path, all_go_on) == 0
+    assert found == totals
+
+
+def join(settings: Settings, folder: Path, until: Callable[[], bool]) -> int:
+    """Run the join until a claim holds or it ends by itself; its exit code."""
+    with started(DAS, settings, folder) as process:
+        eventually(lambda: process.poll() is not None or until())
+        process.send_signal(signal.SIGTERM)
+        return process.wait(60)
+
+
+def created_anew(settings: Settings) -> None:
+    """The topic of examples, empty."""
+    admin, name = AdminClient(client_config(settings.kafka)), settings.topics.examples.name
+    admin.delete_topics([name])[name].result()
+    eventually(lambda: name not in admin.list_topics(timeout=10).topics)
+    ensure_topics(settings)

@@ -52,8 +52,8 @@ class Written:
 
 Search: TypeAlias = "Callable[[], Written | None]"
 """Called until it has found everything; None: not yet."""
-Recall: TypeAlias = "Callable[[int, int], Search]"
-"""Begins to look for the rows of a shard from a running number on."""
+Recall: TypeAlias = "Callable[[int, int], Search | None]"
+"""Begins to look for the rows of a shard from a running number on; None: they do not matter."""
 
 
 class Emitted:

@@ -1,4 +1,4 @@
-"""What shards have written to `examples`, read back at a restart of a live run.
+"""What shards have written to `examples`; a live run that restarts reads it back.
 
 The search goes backward from the end of the shard's partition, in growing steps, and ends at a
 message that begins at or before the number that is looked for. Who died while writing may have left
@@ -30,6 +30,21 @@ SLICE_S = 0.25
 PAUSE_S = 0.005
 
 
+class ExamplesGone(RuntimeError):
+    """A shard's partition was always empty, though its state says otherwise."""
+
+    def __init__(self, settings: Settings, shard: int, total: int) -> None:
+        topic = settings.topics.examples
+        super().__init__(
+            f"topic {topic.name!r} partition {shard % topic.partitions} is empty and always was, "
+            f"but shard {shard} has written {total} examples to it: the topic was deleted and "
+            f"created anew; examples from number {total} on would leave its readers in front of a "
+            "gap; start a new run, or, where teacher.version = 'as_of' and the input topics hold "
+            "every event, remove the state folder of the join (state/das): the same examples come "
+            "again from number 0"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extent:
     """What a partition holds: offsets."""
@@ -43,11 +58,18 @@ class Extent:
 
 
 def recall(settings: Settings) -> Recall:
-    """Looks for what the topic of `settings` holds now, before this process or its peers write."""
+    """Looks for what the topic of `settings` holds now, before this process or its peers write.
+
+    In a replay the log alone decides what was written: it is only checked that the topic is not a
+    new one.
+    """
     extents = [extent(settings, p) for p in range(settings.topics.examples.partitions)]
 
-    def begin(shard: int, total: int) -> Search:
-        return TopicSearch(settings, shard, total, extents[shard % len(extents)])
+    def begin(shard: int, total: int) -> Search | None:
+        within = extents[shard % len(extents)]
+        if total and not within.end:
+            raise ExamplesGone(settings, shard, total)
+        return None if settings.as_of else TopicSearch(settings, shard, total, within)
 
     return begin
 
