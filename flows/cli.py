@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from flows.commands import backfill, bench, das, dlq
+from flows.run.errors import told
 from flows.run.setup import (
     FAILED,
-    MISCONFIGURED,
     Config,
     Run,
     begin,
@@ -33,26 +32,6 @@ from flows.run.setup import (
 )
 
 INTERRUPTED = 130
-SPEAKING = (
-    ("flows.backfill.plan", "BackfillRefused"),
-    ("flows.kafka.broker", "BrokerError"),
-    ("flows.kafka.lost_offsets", "OffsetLost"),
-    ("flows.join.recovery", "RecoveryUnreadable"),
-    ("flows.join.recovery", "StateFull"),
-    ("flows.kafka.jars", "JarError"),
-    ("flows.kafka.client", "BrokerUnreachable"),
-    ("flows.learning.gaps", "ExamplesMissing"),
-    ("flows.letters.replay", "ReplayRefused"),
-    ("flows.kafka.producer", "DeliveryError"),
-    ("flows.run_lock", "InUse"),
-    ("flows.events.schema_registry", "RegistryError"),
-    ("flows.join.segments", "SegmentError"),
-    ("flows.join.written_examples", "ExamplesGone"),
-    ("flows.settings", "SettingsError"),
-    ("flows.run.supervisor", "ProcessFailed"),
-    ("onnx_export.manifest", "SnapshotCorrupt"),
-)
-"""Errors whose message is all that a user needs: module and class."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -291,25 +270,10 @@ def main() -> None:
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
     except Exception as error:
-        reason: BaseException | None = error
-        while reason is not None and exit_code(reason) is None:
-            reason = reason.__cause__
-        if reason is None:
+        found = told(error)
+        if found is None:
             raise
-        fail(str(reason), exit_code(reason) or FAILED)
-
-
-def exit_code(error: BaseException) -> int | None:
-    """Exit code of an error that speaks for itself, else None.
-
-    An error of a module that was never imported cannot have been raised, and where only the server
-    is installed, most of them cannot be imported.
-    """
-    for module, name in SPEAKING:
-        loaded = sys.modules.get(module)
-        if loaded is not None and isinstance(error, getattr(loaded, name)):
-            return MISCONFIGURED if name == "SettingsError" else FAILED
-    return None
+        fail(*found)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,11 @@ class RunFolder:
         return self.root / "report.html"
 
 
+def unwritable(path: object, why: object) -> str:
+    """What to say of a file for which there is no room."""
+    return f"{path} cannot be written: {why}; make room and start again, nothing is lost"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON document atomically."""
     write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from models.durable import naming
+
 
 class InUse(RuntimeError):
     """Another process holds the lock; the message names what is locked, and the holder."""
@@ -23,16 +25,17 @@ def held(path: Path, what: str) -> Iterator[None]:
 
     Raises:
         InUse: another process holds it.
+        OSError: the file cannot be written; `filename` is the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    with open(handle, "r+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = file.read().decode().strip() or "unknown"
             raise InUse(f"{what} is in use by process {holder}; stop that one first") from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with naming(path):
+            file.write(b"%d" % os.getpid())
+            file.truncate()
         yield

@@ -124,13 +124,14 @@ def create_recovery_store(folder: Path) -> None:
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    init_db_dir(draft, RECOVERY_PARTITIONS)
     try:
+        init_db_dir(draft, RECOVERY_PARTITIONS)
         draft.rename(folder)
     except OSError:  # another process was first
-        shutil.rmtree(draft)
         if not folder.exists():
             raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager

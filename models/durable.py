@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 Buffer = bytes | bytearray | memoryview
@@ -17,11 +19,19 @@ def write_atomically(path: Path, *pieces: Buffer, durable: bool = True) -> None:
         pieces: the content, one after the other.
         durable: the content is on the disk when this returns; else it survives a crash of the
             process, not of the machine.
+
+    Raises:
+        OSError: it cannot be written; `filename` is the file, which is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    write_file(draft, *pieces, durable=durable)
-    draft.replace(path)
+    with naming(path):
+        try:
+            write_file(draft, *pieces, durable=durable)
+            draft.replace(path)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
     if durable:
         sync_folder(path.parent)
 
@@ -43,3 +53,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside, an error of the system has `path` for its `filename`; a write has none by itself."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise

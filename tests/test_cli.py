@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import SPEAKING, app, exit_code
+from flows.cli import app
+from flows.join.recovery import StateFull
 from flows.kafka.client import BrokerUnreachable
+from flows.run.errors import SPEAKING, exit_code, told
+from flows.run.process import announced
 from flows.run.setup import folder_of, parsed_speed
+from flows.run_folder import RunFolder
 from flows.settings import SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,6 +151,32 @@ def test_only_errors_that_speak_for_themselves_have_an_exit_code() -> None:
     assert exit_code(SettingsError("x")) == 2
     assert exit_code(BrokerUnreachable("host:1", 1.0, "gone")) == 1
     assert exit_code(ZeroDivisionError()) is None
+
+
+def test_full_disk_is_one_line_that_names_the_file() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "runs/a/it")
+    line = "runs/a/it cannot be written: No space left on device; make room and start again, "
+    around = RuntimeError("around it")
+    around.__cause__ = full
+    assert told(around) == (line + "nothing is lost", 1)
+    assert told(OSError(errno.ENOSPC, "No space left on device")) is None
+    assert told(OSError(errno.ENOENT, "No such file or directory", "it")) is None
+
+
+def test_lost_metrics_do_not_hide_why_a_process_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, *_: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    def process() -> None:
+        with announced(RunFolder(tmp_path), "job"):
+            monkeypatch.setattr("flows.run.process.write_atomically", full)
+            raise StateFull(Path("segment"), "why")
+
+    with pytest.raises(StateFull, match=r"^segment cannot be written: why; make room"):
+        process()
+    assert f"the last metrics are lost: {tmp_path}" in caplog.text
 
 
 def test_interrupted_server_process_ends_cleanly(tmp_path: Path) -> None:

@@ -131,12 +131,24 @@ def test_damaged_recovery_store_is_named(tmp_path: Path, content: bytes | None, 
         run(recovery)
 
 
-def test_full_disk_is_told_from_damage(tmp_path: Path) -> None:
-    said = "SqliteFailure(Error { code: DiskFull, extended_code: 13 })"
-    with pytest.raises(StateFull, match=r"cannot be written: .* make room"), speaking(tmp_path):
-        raise RuntimeError(said)
-    with pytest.raises(RuntimeError, match=r"^another$"), speaking(tmp_path):
-        raise RuntimeError("another")
+class PanicException(BaseException):
+    """As the one of Bytewax, which is no Exception either."""
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, PanicException])
+def test_full_disk_is_told_from_damage(tmp_path: Path, kind: type[BaseException]) -> None:
+    said = 'SqliteFailure(Error { code: DiskFull, extended_code: 13 }, Some("disk is full"))'
+    with pytest.raises(StateFull, match=rf"^{tmp_path} cannot be written: SQLite: disk is full; "):
+        raise_inside(tmp_path, kind(said))
+    with pytest.raises(RecoveryUnreadable, match=r"is damaged: SQLite: not a database; put"):
+        raise_inside(tmp_path, kind('SqliteFailure(code: NotADatabase, Some("not a database"))'))
+    with pytest.raises(kind, match=r"^another$"):
+        raise_inside(tmp_path, kind("another"))
+
+
+def raise_inside(recovery: Path, error: BaseException) -> None:
+    with speaking(recovery):
+        raise error
 
 
 def test_shards_are_in_every_snapshot(tiny_settings: Settings, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ with held(Path(sys.argv[1]), "it"):
     sys.stdin.read()
 """
 ROOT = Path(__file__).resolve().parents[1]
+FULL = Path("/dev/full")
+"""What is written there finds no room."""
 
 
 def test_second_holder_is_told_of_the_first(tmp_path: Path) -> None:
@@ -46,4 +48,12 @@ def test_killed_holder_releases(tmp_path: Path) -> None:
         holder.kill()
         holder.wait()
     with held(path, "it"):
+        pass
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs Linux's /dev/full")
+def test_lock_without_room_names_its_file(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    path.symlink_to(FULL)
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"), held(path, "it"):
         pass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -16,14 +17,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flows.join.routing import shard_of_key
+from flows.run_folder import unwritable
 
 JOIN_STEP = "das.join"
 NEWEST = (
     "SELECT state_key, max(snap_epoch), created_at, ser_change FROM snaps "
     "WHERE step_id = ? GROUP BY state_key"
 )
-
-
+SAID = re.compile(r'Some\("(.*?)"\)')
+"""What SQLite says, in what Bytewax prints of it."""
 WAY_OUT = (
     "put the whole state folder of the join back from a copy, or start a new run that writes to "
     "another topics.examples; where teacher.version = 'as_of' and the topics still hold every "
@@ -41,9 +43,7 @@ class StateFull(RuntimeError):
     """The state cannot be written; the message names the file and why."""
 
     def __init__(self, path: Path, why: object) -> None:
-        super().__init__(
-            f"{path} cannot be written: {why}; make room and start again, nothing is lost"
-        )
+        super().__init__(unwritable(path, why))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,13 +74,15 @@ def speaking(recovery: Path) -> Iterator[None]:
         yield
     except (InconsistentPartitionsError, MissingPartitionsError, NoPartitionsError) as error:
         raise RecoveryUnreadable(f"{recovery} is incomplete: {error}; {WAY_OUT}") from error
-    except Exception as error:
+    except BaseException as error:  # a panic of Bytewax is no Exception
         said = str(error)
         if "SqliteFailure" not in said:
             raise
+        words = SAID.findall(said)
+        why = f"SQLite: {words[0]}" if words else said
         if "DiskFull" in said or "SystemIoFailure" in said:
-            raise StateFull(recovery, said) from error
-        raise RecoveryUnreadable(f"{recovery} is damaged: {said}; {WAY_OUT}") from error
+            raise StateFull(recovery, why) from error
+        raise RecoveryUnreadable(f"{recovery} is damaged: {why}; {WAY_OUT}") from error
 
 
 class PlainData(pickle.Unpickler):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, generate_latest
@@ -23,6 +24,8 @@ from monitoring import exporter
 
 if TYPE_CHECKING:
     from flows.runner import Placement
+
+logger = logging.getLogger(__name__)
 
 FLOWS = ("fm-inference", "das", "fm-training", "vm-training")
 """Processes that end with a finite log."""
@@ -105,6 +108,7 @@ def announced(folder: RunFolder, name: str, lock: str | None = None) -> Iterator
 
     Raises:
         InUse: such a process of the run is there already.
+        OSError: the run's folder cannot be written; `filename` is the file.
     """
     with held(folder.processes / f"{lock or name}.lock", f"{name} of run {folder.root}"):
         port = exporter.start(HOST)
@@ -115,8 +119,15 @@ def announced(folder: RunFolder, name: str, lock: str | None = None) -> Iterator
         try:
             yield entry
         finally:
-            last = path.with_name(f"{name}.{os.getpid()}{LAST_WORDS}")
-            write_atomically(last, generate_latest(REGISTRY))
+            leave_metrics(path.with_name(f"{name}.{os.getpid()}{LAST_WORDS}"))
+
+
+def leave_metrics(path: Path) -> None:
+    """Write this process's metrics to a file if that can be done: why it ends matters more."""
+    try:
+        write_atomically(path, generate_latest(REGISTRY))
+    except OSError as error:
+        logger.warning("the last metrics are lost: %s: %s", error.filename, error.strerror)
 
 
 def configure_logging(level: int = logging.INFO) -> None:
