@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from flows.commands import backfill, bench, das, dlq
-from flows.run.errors import told
+from flows.run.errors import end, told
 from flows.run.setup import (
     FAILED,
     Config,
@@ -273,7 +273,7 @@ def main() -> None:
         found = told(error)
         if found is None:
             raise
-        fail(*found)
+        end(*found)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from flows.join.written_examples import recall
 from flows.kafka.client import producer_config
 from flows.kafka.producer import BatchProducer
 from flows.kafka.sink import TopicSink
+from flows.panics import remembering
 from flows.records import END_MS, floor_ms
 from flows.run_folder import RunFolder
 from flows.runner import Placement, create_recovery_store, request_stop, run_flow
@@ -54,6 +55,7 @@ MAX_SEARCH_S = 60.0
 class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
     """A shard in a Bytewax flow; which one, its first item or its saved state says."""
 
+    @remembering
     def __init__(
         self,
         settings: Settings,
@@ -72,6 +74,7 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
                 self._core.restore(state)
             self._look_back(self._core)
 
+    @remembering
     def on_batch(self, values: list[tuple[Any, ...]]) -> tuple[list[Message], bool]:
         """Take all that has arrived, then close what can be closed."""
         if self._core is None:
@@ -89,6 +92,7 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
                 self._core.take_standing(what, *rest)
         return self.on_notify()
 
+    @remembering
     def on_notify(self) -> tuple[list[Message], bool]:
         """Close what can be closed by now."""
         assert self._core is not None
@@ -98,6 +102,7 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
         self._ahead.closed(self._core.index, self._core.done_ms)
         return messages, StatefulBatchLogic.RETAIN
 
+    @remembering
     def on_eof(self) -> tuple[list[Message], bool]:
         """Close what only waited for the search; nothing comes behind it."""
         if self._core is None or self._search is None:
@@ -124,6 +129,7 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
             return None
         return datetime.now(timezone.utc) + TICK
 
+    @remembering
     def snapshot(self) -> dict[str, Any]:
         """Plain data; the rows stand in files."""
         assert self._core is not None

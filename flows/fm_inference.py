@@ -21,6 +21,7 @@ from bytewax.dataflow import Dataflow
 from flows.inference.impression_source import Due, ImpressionSource
 from flows.inference.teacher import Integers, Scorers, require_scored, store_path
 from flows.kafka.sink import TopicSink
+from flows.panics import remembering
 from flows.records import (
     BEGIN_MS,
     PredictionHeader,
@@ -50,6 +51,7 @@ class Predictor:
         self._store = store
         self._scorers = Scorers(store)
 
+    @remembering
     def messages(self, due: Due) -> list[Message]:
         """Predictions and progress, for every partition of `fm_predictions`."""
         with FM_BATCH.time():

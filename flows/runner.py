@@ -29,6 +29,7 @@ from bytewax.run import cli_main
 
 from flows.allocator import use_malloc
 from flows.clock_watch import ending_if_set_back
+from flows.panics import telling_whose_fault
 
 logger = logging.getLogger(__name__)
 
@@ -99,14 +100,16 @@ def run_flow(
         recovery: folder of the recovery store, shared by all processes, made at the first start;
             None: nothing is kept.
         epoch_s: interval of recovery snapshots.
+
+    Raises:
+        Disbanded: another process of the flow is gone.
     """
     config = None
-    use_malloc()
     if recovery is not None:
         create_recovery_store(recovery)
         config = RecoveryConfig(recovery, timedelta(0))
     cluster = bool(placement.addresses)
-    with stopping_on_signals(), leaving_unmet(placement), sparing_collector(), ending_if_set_back():
+    with prepared(placement), telling_whose_fault():
         cli_main(
             flow,
             workers_per_process=placement.workers,
@@ -115,6 +118,18 @@ def run_flow(
             epoch_interval=timedelta(seconds=epoch_s),
             recovery_config=config,
         )
+
+
+@contextmanager
+def prepared(placement: Placement) -> Iterator[None]:
+    """Inside, a flow can run in this process: what it is stopped by, what it waits for, and memory.
+
+    Args:
+        placement: this process's place.
+    """
+    use_malloc()
+    with stopping_on_signals(), leaving_unmet(placement), sparing_collector(), ending_if_set_back():
+        yield
 
 
 def create_recovery_store(folder: Path) -> None:

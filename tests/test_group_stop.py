@@ -125,3 +125,67 @@ run_flow(flow, Placement(addresses=addresses), recovery=None, epoch_s=0.0)
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+PEER = """
+import sys
+from datetime import datetime, timedelta, timezone
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow
+from bytewax.inputs import DynamicSource, StatelessSourcePartition
+from bytewax.testing import TestingSink
+from flows.panics import remembering
+from flows.run.errors import end, told
+from flows.runner import Placement, run_flow
+from flows.settings import SettingsError
+
+class Silence(StatelessSourcePartition):
+    begun = False
+    @remembering
+    def next_batch(self):
+        if not self.begun:
+            print("reading", flush=True)
+        elif sys.stdin.readline():
+            raise SettingsError("this is wrong")
+        self.begun = True
+        return []
+
+class Everywhere(DynamicSource):
+    def build(self, step_id, worker_index, worker_count):
+        return Silence()
+
+flow = Dataflow("few")
+op.output("out", op.input("in", flow, Everywhere()), TestingSink([]))
+placement = Placement(process_id=int(sys.argv[1]), addresses=tuple(sys.argv[2].split()))
+try:
+    run_flow(flow, placement, recovery=None, epoch_s=1.0)
+except Exception as error:
+    end(*told(error))
+"""
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_process_tells_its_own_error_or_that_another_is_gone(killed: bool) -> None:
+    addresses, pipe = free_addresses(2), subprocess.PIPE
+    with ExitStack() as stack:
+        group = [
+            subprocess.Popen(
+                [sys.executable, "-c", PEER, str(i), addresses],
+                stdin=pipe, stdout=pipe, stderr=pipe, text=True,
+            )
+            for i in (0, 1)
+        ]  # fmt: skip
+        for process in group:
+            stack.enter_context(process)
+            stack.callback(process.kill)
+        for process in group:
+            assert process.stdout is not None
+            assert "reading\n" in process.stdout  # behind what Bytewax says there
+        if killed:
+            group[1].kill()
+        _, other = group[1].communicate("" if killed else "fail", 30)
+        _, survivor = group[0].communicate("", 30)
+        assert [process.returncode for process in group] == [1, -signal.SIGKILL if killed else 2]
+    assert survivor.splitlines()[-1].startswith("exfm: another process of this flow is gone: ")
+    assert killed or other.splitlines()[-1] == "exfm: this is wrong"
+    assert "Traceback" not in survivor + other

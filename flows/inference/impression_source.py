@@ -18,6 +18,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from flows.events.reader import EventReader
 from flows.inference.shuffle import PreviousRows
 from flows.inference.teacher import AsOf, Integers, Mask, require_scored
+from flows.panics import remembering
 from flows.records import BEGIN_MS, END_MS, impression_schema
 from flows.runner import stop_requested
 from flows.settings import Settings
@@ -96,6 +97,7 @@ class ImpressionPartition(StatefulSourcePartition[Due, State]):
         self._parked = False
         self._awake: datetime | None = None
 
+    @remembering
     def next_batch(self) -> list[Due]:
         """Rows whose snapshot is decided, and progress if it moved."""
         if stop_requested() or self._reported_ms == END_MS:
@@ -204,6 +206,7 @@ class ImpressionSource(FixedPartitionedSource[Due, State]):
         """Partition numbers."""
         return [str(p) for p in range(self._settings.topics.impressions.partitions)]
 
+    @remembering
     def build_part(
         self, step_id: str, for_part: str, resume_state: State | None
     ) -> ImpressionPartition:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flows.join.routing import shard_of_key
+from flows.panics import Disbanded
 from flows.run_folder import unwritable
 
 JOIN_STEP = "das.join"
@@ -26,6 +28,8 @@ NEWEST = (
 )
 SAID = re.compile(r'Some\("(.*?)"\)')
 """What SQLite says, in what Bytewax prints of it."""
+FEW_MIB = 16
+"""Free space that may have been none a moment ago."""
 WAY_OUT = (
     "put the whole state folder of the join back from a copy, or start a new run that writes to "
     "another topics.examples; where teacher.version = 'as_of' and the topics still hold every "
@@ -74,6 +78,11 @@ def speaking(recovery: Path) -> Iterator[None]:
         yield
     except (InconsistentPartitionsError, MissingPartitionsError, NoPartitionsError) as error:
         raise RecoveryUnreadable(f"{recovery} is incomplete: {error}; {WAY_OUT}") from error
+    except Disbanded as error:  # or its store was full: Bytewax loses that error, too
+        free_mib = shutil.disk_usage(recovery).free >> 20
+        if free_mib >= FEW_MIB:
+            raise
+        raise Disbanded(f"; make room first: {recovery} has {free_mib} MiB left") from error
     except BaseException as error:  # a panic of Bytewax is no Exception
         said = str(error)
         if "SqliteFailure" not in said:

@@ -27,6 +27,7 @@ from flows.kafka.client import client_config
 from flows.kafka.consumer import PartitionConsumer
 from flows.kafka.lost_offsets import LostOffsets
 from flows.kafka.topic_growth import TopicGrowth
+from flows.panics import remembering
 from flows.records import BEGIN_MS, END_MS, PredictionHeader, decode, prediction_schema, shard_of
 from flows.runner import stop_requested
 from flows.settings import Settings
@@ -86,6 +87,7 @@ class InputPartition(StatefulSourcePartition[Item, Any]):
         self._awake: datetime | None = None
         self._stopping = False
 
+    @remembering
     def next_batch(self) -> list[Item]:
         """Items that have arrived."""
         if self._stopping or self._has_ended():
@@ -150,6 +152,7 @@ class EventPartition(InputPartition):
         self._standing: Standing = "behind"
         self._greeted = False
 
+    @remembering
     def snapshot(self) -> EventState:
         """Where to go on; the dead letters so far are acknowledged."""
         self._reader.flush()
@@ -303,6 +306,7 @@ class EventSource(FixedPartitionedSource[Item, EventState]):
         topic = topics.impressions if self._kind == "impressions" else topics.labels
         return [str(p) for p in range(topic.partitions)]
 
+    @remembering
     def build_part(
         self, step_id: str, for_part: str, resume_state: EventState | None
     ) -> EventPartition:
@@ -326,6 +330,7 @@ class PredictionSource(FixedPartitionedSource[Item, PredictionState]):
         """Partition numbers."""
         return [str(p) for p in range(self._settings.topics.fm_predictions.partitions)]
 
+    @remembering
     def build_part(
         self, step_id: str, for_part: str, resume_state: PredictionState | None
     ) -> PredictionPartition:

@@ -11,6 +11,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from flows.kafka.client import producer_config
 from flows.kafka.producer import WHOLE_BATCHES, BatchProducer
 from flows.kafka.transactions import TransactionalProducer
+from flows.panics import remembering
 from flows.settings import Settings, Topic
 
 Outgoing = tuple[bytes | None, bytes, int]
@@ -39,6 +40,7 @@ class TopicSink(FixedPartitionedSink[Outgoing, None]):
         """Position of a partition among the sorted part keys, which Bytewax indexes by."""
         return self._rank[item_key]
 
+    @remembering
     def build_part(
         self, step_id: str, for_part: str, resume_state: None
     ) -> StatefulSinkPartition[Outgoing, None]:
@@ -58,10 +60,12 @@ class _PartitionWriter(StatefulSinkPartition[Outgoing, None]):
         self._topic = topic
         self._partition = partition
 
+    @remembering
     def write_batch(self, values: list[Outgoing]) -> None:
         for key, value, rows in values:
             self._producer.send(self._topic, value, partition=self._partition, key=key, rows=rows)
 
+    @remembering
     def snapshot(self) -> None:
         self._producer.flush()
 

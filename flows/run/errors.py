@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+from contextlib import suppress
+from typing import NoReturn
 
 from flows.run.setup import FAILED, MISCONFIGURED
 from flows.run_folder import unwritable
@@ -17,6 +20,7 @@ SPEAKING = (
     ("flows.kafka.jars", "JarError"),
     ("flows.kafka.client", "BrokerUnreachable"),
     ("flows.learning.gaps", "ExamplesMissing"),
+    ("flows.panics", "Disbanded"),
     ("flows.letters.replay", "ReplayRefused"),
     ("flows.kafka.producer", "DeliveryError"),
     ("flows.run_lock", "InUse"),
@@ -45,6 +49,17 @@ def told(error: BaseException) -> tuple[str, int] | None:
             return unwritable(reason.filename, reason.strerror), FAILED
         reason = reason.__cause__
     return None
+
+
+def end(message: str, code: int) -> NoReturn:
+    """Say why on stderr, and end at once.
+
+    Threads of Bytewax may still run, and the interpreter aborts if one asks for it while it ends.
+    """
+    sys.stderr.write(f"exfm: {message}\n")
+    with suppress(OSError):  # a pipe that nobody reads any more
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def exit_code(error: BaseException) -> int | None:
