@@ -37,10 +37,12 @@ from flows.join.written_examples import recall
 from flows.kafka.client import producer_config
 from flows.kafka.producer import BatchProducer
 from flows.kafka.sink import TopicSink
-from flows.panics import remembering
+from flows.panics import remembering, telling_whose_fault
 from flows.records import END_MS, floor_ms
+from flows.run.process import announced, names
+from flows.run.under_bytewax import until_the_end
 from flows.run_folder import RunFolder
-from flows.runner import Placement, create_recovery_store, request_stop, run_flow
+from flows.runner import Placement, create_recovery_store, prepared, request_stop, run_flow
 from flows.settings import Settings, load
 from monitoring.metrics import DAS_RECOVERY
 
@@ -245,10 +247,20 @@ def run(settings: Settings, folder: RunFolder, placement: Placement) -> None:
 
 
 def flow() -> Dataflow:
-    """The flow that EXFM_CONFIG and EXFM_RUN describe, for `python -m bytewax.run`."""
+    """The flow that EXFM_CONFIG and EXFM_RUN describe, for `python -m bytewax.run`.
+
+    The process that asks for it is the join of that run until it ends.
+    """
+    inside = until_the_end()
     settings = load(Path(os.environ["EXFM_CONFIG"]), dict(os.environ))
-    state = RunFolder(Path(os.environ["EXFM_RUN"])).state / "das"
-    check_start(state, settings)
+    folder = RunFolder(Path(os.environ["EXFM_RUN"]))
+    state = folder.state / "das"
+    recovery = recovery_folder(state)
+    placement = check_start(state, settings)
+    inside.enter_context(announced(folder, *names("das", placement)))
+    inside.enter_context(speaking(recovery))
+    inside.enter_context(prepared(placement))
+    inside.enter_context(telling_whose_fault())
     found = kafka_flow(settings, state)
-    create_recovery_store(recovery_folder(state))
+    create_recovery_store(recovery)
     return found

@@ -54,14 +54,10 @@ def telling_whose_fault() -> Iterator[None]:
         Disbanded: no step of this process has failed.
     """
     _errors.clear()
-    panic: BaseException | None = None
     try:
         yield
+        return
     except BaseException as error:  # a panic is no Exception
         if not LOST_PEER.search(str(error)):
             raise
-        panic = error
-    if panic is not None and _errors:
-        raise _errors[0]
-    if panic is not None:
-        raise Disbanded from panic
+    raise _errors[0] if _errors else Disbanded

@@ -297,8 +297,10 @@ def test_flow_runs_under_bytewax(written: Written, tmp_path: Path) -> None:
     subprocess.run(command, env=environ, check=True, timeout=60)
     assert examples(settings) == written.examples
     again = subprocess.run(command, env=environ, check=False, timeout=60, capture_output=True)
-    assert again.returncode != 0
-    assert b"state/das/recovery -s 1 -b 0" in again.stderr
+    assert again.returncode == 2
+    (line,) = again.stderr.decode().splitlines()
+    assert line.startswith("exfm: no recovery directory given, ")
+    assert line.endswith("state/das/recovery -s 1 -b 0")
 
 
 @pytest.mark.kafka
@@ -311,7 +313,11 @@ def test_flow_goes_on_under_bytewax(kafka_settings: Settings, tmp_path: Path) ->
     log.write(0)
     with subprocess.Popen(command, env=environ) as process:
         eventually(lambda: num_rows(settings) > 0 and bool(saved_shards(recovery)))
+        second = subprocess.run(command, env=environ, check=False, timeout=60, capture_output=True)
+        assert second.returncode == 1
+        assert second.stderr.decode().splitlines()[-1].startswith("exfm: das of run ")
         process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
     for stage in range(1, NUM_STAGES):
         log.write(stage)
     subprocess.run(command, env=environ, check=True, timeout=60)

@@ -12,6 +12,7 @@ import bytewax.operators as op
 import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.recovery import RecoveryConfig
+from bytewax.run import _parse_args
 from bytewax.testing import TestingSink, TestingSource, run_main
 
 from flows.das import build
@@ -53,32 +54,50 @@ def test_store_that_bytewax_made_is_taken(tiny_settings: Settings, tmp_path: Pat
     claim(tmp_path, tiny_settings)
 
 
+def asked(recovery: object, every_s: float | None = 1.0) -> Started:
+    given = None if recovery is None else str(recovery)
+    return Started(recovery=given, every_s=every_s, placement=Placement())
+
+
 def test_bytewax_must_go_on_from_the_state(tiny_settings: Settings, tmp_path: Path) -> None:
     recovery = recovery_folder(tmp_path)
-    insist_on_recovery(tmp_path, tiny_settings, None)
+    insist_on_recovery(tmp_path, tiny_settings, asked(None, None))
     claim(tmp_path, tiny_settings)
-    right = rf"goes on only from there: python -m .*:flow -r {recovery} -s 1 -b 0$"
-    with pytest.raises(SettingsError, match=f"^no recovery directory given, .*{right}"):
-        insist_on_recovery(tmp_path, tiny_settings, None)
-    with pytest.raises(SettingsError, match=f"^recovery directory elsewhere given, .*{right}"):
-        insist_on_recovery(tmp_path, tiny_settings, "elsewhere")
-    insist_on_recovery(tmp_path, tiny_settings, str(recovery))
+    right = rf"python -m .*:flow -r {recovery} -s 1 -b 0$"
+    for given, wrong in (
+        (asked(None), "no recovery directory given, .* goes on only from there"),
+        (asked("elsewhere"), "recovery directory elsewhere given, .* goes on only from there"),
+        (asked(recovery, 2.0), r"a snapshot every 2 s asked for, but das\.recovery_every_s = 1"),
+    ):
+        with pytest.raises(SettingsError, match=f"^{wrong}: {right}"):
+            insist_on_recovery(tmp_path, tiny_settings, given)
+    insist_on_recovery(tmp_path, tiny_settings, asked(recovery))
+
+
+GROUP = {"BYTEWAX_ADDRESSES": "a:1;b:1;c:1", "BYTEWAX_POD_NAME": "das-2"}
+THREE = ("a:1", "b:1", "c:1")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environ", "recovery", "workers"),
+    ("arguments", "environ", "found"),
     [
-        ("flows.das:flow", {}, None, 1),
-        ("flows.das:flow -s 1 -r here -b 0 -w 2", {"BYTEWAX_RECOVERY_DIRECTORY": "no"}, "here", 2),
-        ("-rhere flows.das:flow -i 0 -a a:1;b:1;c:1 -w 2", {}, "here", 6),
-        ("flows.das:flow", {"BYTEWAX_RECOVERY_DIRECTORY": "there"}, "there", 1),
+        ("", {}, (None, None, (0, (), 1))),
+        ("-s 2 -r here -b 0 -w 2", {"BYTEWAX_RECOVERY_DIRECTORY": "no"}, ("here", 2, (0, (), 2))),
+        ("-rhere -s1 -b0 -i 1 -a a:1;b:1;c:1 -w 2", {}, ("here", 1, (1, THREE, 2))),
+        ("-s 5", {**GROUP, "BYTEWAX_STATEFULSET_NAME": "das"}, (None, 5, (2, THREE, 1))),
     ],
 )
 def test_arguments_of_bytewax_are_understood(
-    arguments: str, environ: dict[str, str], recovery: str | None, workers: int
+    monkeypatch: pytest.MonkeyPatch, arguments: str, environ: dict[str, str], found: tuple[Any, ...]
 ) -> None:
-    found = Started.by(arguments.split(), environ)
-    assert found == Started(recovery=recovery, workers=workers)
+    monkeypatch.setattr("sys.argv", ["run", "flows.das:flow", *arguments.split()])
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    recovery, every_s, place = found
+    started = Started.by(_parse_args())
+    placement = started.placement
+    assert (started.recovery, started.every_s) == (recovery, every_s)
+    assert (placement.process_id, placement.addresses, placement.workers) == place
 
 
 @pytest.mark.parametrize(("text", "why"), [(None, "is gone"), ("{", "is damaged")])

@@ -1,33 +1,29 @@
 """DAS under `python -m bytewax.run`, which knows nothing of the run's folder.
 
 Bytewax keeps what a restart needs only where `-r` says so. A start without it would begin again at
-the beginning of the log, and clear the segments of the earlier one.
+the beginning of the log, and clear the segments of the earlier one. What else such a process needs
+is in flows/run/under_bytewax.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
+from bytewax.run import _parse_args
+
 from flows.join.routing import insist_on_shards
 from flows.join.state import is_made, recovery_folder
+from flows.runner import Placement
 from flows.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
 
 RUNNER = "bytewax.run"
-OPTIONS = (
-    ("-r", "--recovery-directory", "BYTEWAX_RECOVERY_DIRECTORY"),
-    ("-w", "--workers-per-process", "BYTEWAX_WORKERS_PER_PROCESS"),
-    ("-a", "--addresses", "BYTEWAX_ADDRESSES"),
-)
-"""Of the runner: what matters here, with the variable of the environment for each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,19 +32,28 @@ class Started:
 
     recovery: str | None
     """Recovery directory."""
-    workers: int
-    """Worker threads of all processes."""
+    every_s: float | None
+    """Interval of recovery snapshots."""
+    placement: Placement
+    """Of this process."""
 
     @staticmethod
-    def by(arguments: Sequence[str], environ: Mapping[str, str]) -> Started:
-        """Read the arguments, and the environment that stands for those not given."""
-        parser = argparse.ArgumentParser(add_help=False)
-        for short, name, variable in OPTIONS:
-            parser.add_argument(short, name, default=environ.get(variable))
-        given = parser.parse_known_args(list(arguments))[0]
-        processes = len((given.addresses or "alone").split(";"))
-        workers = int(given.workers_per_process or 1) * processes
-        return Started(recovery=given.recovery_directory, workers=workers)
+    def by(given: Namespace) -> Started:
+        """What stands in its arguments, in which it has put the environment for those not given.
+
+        Raises:
+            ValueError: the process is none of those whose addresses are given.
+        """
+        recovery, interval = given.recovery_directory, given.snapshot_interval
+        return Started(
+            recovery=None if recovery is None else str(recovery),
+            every_s=None if interval is None else interval.total_seconds(),
+            placement=Placement(
+                process_id=given.process_id or 0,
+                addresses=tuple(given.addresses.split(";")) if given.addresses else (),
+                workers=given.workers_per_process or 1,
+            ),
+        )
 
 
 def is_bytewax_run() -> bool:
@@ -57,37 +62,48 @@ def is_bytewax_run() -> bool:
     return spec is not None and spec.name == RUNNER
 
 
-def insist_on_recovery(state: Path, settings: Settings, given: str | None) -> None:
+def insist_on_recovery(state: Path, settings: Settings, started: Started) -> None:
     """Check that a start goes on from the state that is there, if there is one.
 
     Args:
         state: folder of the join's state.
         settings: of the run.
-        given: recovery directory of this start.
+        started: what `bytewax.run` was told.
 
     Raises:
-        SettingsError: it would not; the message has the command that does.
+        SettingsError: it would not, or snapshots would come at other times than are configured; the
+            message has the command that is right.
     """
-    recovery = recovery_folder(state)
-    if given is not None and Path(given).resolve() == recovery.resolve():
-        return
+    recovery, given = recovery_folder(state), started.recovery
     every_s = math.ceil(settings.das.recovery_every_s)
     right = f"python -m {RUNNER} flows.das:flow -r {recovery} -s {every_s} -b 0"
-    wrong = "no recovery directory" if given is None else f"recovery directory {given}"
-    if given is not None or is_made(state):
+    if given is None and not is_made(state):
+        logger.warning(
+            "no recovery directory given: this start cannot be followed by another; rather %s",
+            right,
+        )
+        return
+    if given is None or Path(given).resolve() != recovery.resolve():
+        wrong = "no recovery directory" if given is None else f"recovery directory {given}"
         raise SettingsError(
             f"{wrong} given, but the run keeps its own, and goes on only from there: {right}"
         )
-    logger.warning("%s given: this start cannot be followed by another; rather %s", wrong, right)
+    if started.every_s != every_s:
+        raise SettingsError(
+            f"a snapshot every {started.every_s:g} s asked for, but das.recovery_every_s = "
+            f"{settings.das.recovery_every_s:g}: {right}"
+        )
 
 
-def check_start(state: Path, settings: Settings) -> None:
-    """Check what `bytewax.run` was told, if it started this process.
+def check_start(state: Path, settings: Settings) -> Placement:
+    """This process's place, once what `bytewax.run` was told is checked, if it started the process.
 
     Raises:
         SettingsError: a worker would have no shard, or the start would not go on.
     """
-    if is_bytewax_run():
-        started = Started.by(sys.argv[1:], os.environ)
-        insist_on_shards(settings.das.shards, started.workers)
-        insist_on_recovery(state, settings, started.recovery)
+    if not is_bytewax_run():
+        return Placement()
+    started = Started.by(_parse_args())
+    insist_on_shards(settings.das.shards, started.placement.total_workers)
+    insist_on_recovery(state, settings, started)
+    return started.placement

@@ -47,10 +47,7 @@ def run_process(process: str, settings: Settings, folder: RunFolder, placement: 
         raise ValueError(f"process must be one of {', '.join(FLOWS)}, {SERVE}; got {process!r}")
     configure_logging()
     module = None if process == SERVE else import_module(f"flows.{process.replace('-', '_')}")
-    name = f"{process}-{placement.process_id}" if len(placement.addresses) > 1 else process
-    # Alone or with others, the first of a flow's processes holds one lock: one group at a time.
-    lock = name if placement.process_id else process
-    with announced(folder, name, lock) as entry:
+    with announced(folder, *names(process, placement)) as entry:
         if module is None:
             serve(settings, folder, entry)
             return
@@ -58,6 +55,15 @@ def run_process(process: str, settings: Settings, folder: RunFolder, placement: 
 
         ensure_topics(settings)
         module.run(settings, folder, placement)
+
+
+def names(process: str, placement: Placement) -> tuple[str, str]:
+    """Name of a process among those of its flow, and of the lock that it holds.
+
+    Alone or with others, the first of a flow's processes holds one lock: one group at a time.
+    """
+    name = f"{process}-{placement.process_id}" if len(placement.addresses) > 1 else process
+    return name, name if placement.process_id else process
 
 
 def serve(settings: Settings, folder: RunFolder, entry: dict[str, object]) -> None:
