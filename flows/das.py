@@ -26,6 +26,7 @@ from flows.events.dead_letters import DeadLetters
 from flows.join.bytewax_run import check_start
 from flows.join.emitted import Recall, Search
 from flows.join.example_rows import Message
+from flows.join.past_transactions import end_past_transactions
 from flows.join.read_ahead import ReadAhead
 from flows.join.recovery import speaking
 from flows.join.routing import insist_on_shards, shard_key, shard_of_key
@@ -33,7 +34,7 @@ from flows.join.shard import Shard
 from flows.join.sources import EventSource, Item, PredictionSource
 from flows.join.state import claim, recovery_folder, shards_folder
 from flows.join.watermarks import PatientWatermarks, Watermarks, sources
-from flows.join.written_examples import recall
+from flows.join.written_examples import ExamplesHidden, recall
 from flows.kafka.client import producer_config
 from flows.kafka.producer import BatchProducer
 from flows.kafka.sink import TopicSink
@@ -70,6 +71,7 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
         self._end_ms = floor_ms(END_MS, settings.das.bucket_ms)
         self._core: Shard | None = None
         self._search: Search | None = None
+        self._stopped = False
         if state is not None:
             self._core = self._shard(state["shard"])
             with DAS_RECOVERY.labels(str(self._core.index)).time():
@@ -106,16 +108,19 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
 
     @remembering
     def on_eof(self) -> tuple[list[Message], bool]:
-        """Close what only waited for the search; nothing comes behind it."""
-        if self._core is None or self._search is None:
+        """Close what only waited for the search; nothing comes behind it.
+
+        Behind a stop nothing closes, and the next start searches again.
+
+        Raises:
+            ExamplesHidden: it has found nothing within `MAX_SEARCH_S`.
+        """
+        if self._core is None or self._search is None or self._stopped:
             return [], StatefulBatchLogic.RETAIN
         deadline = time.monotonic() + MAX_SEARCH_S
         while not self._has_looked_back(self._core):
             if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"shard {self._core.index}: what it wrote to topics.examples was not read "
-                    f"within {MAX_SEARCH_S:.0f} s"
-                )
+                raise ExamplesHidden(self._settings, self._core.index)
         return self.on_notify()
 
     def notify_at(self) -> datetime | None:
@@ -143,6 +148,7 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
         What one process leaves unread, the others must not close without.
         """
         core.halt()
+        self._stopped = True
         request_stop()
 
     def _look_back(self, core: Shard) -> None:
@@ -216,8 +222,10 @@ def kafka_flow(settings: Settings, state: Path) -> Dataflow:
     Raises:
         SettingsError: the state was made for another configuration.
         BrokerUnreachable: no broker answers.
+        DeliveryError: the same, where transactions are to be ended.
     """
     claim(state, settings)
+    end_past_transactions(state, settings)
     producer = BatchProducer(producer_config(settings.kafka))
     letters = DeadLetters(producer, settings.topics.dead_letters.name)
     ahead = ReadAhead(settings)

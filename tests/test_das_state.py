@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -15,14 +16,21 @@ from bytewax.recovery import RecoveryConfig
 from bytewax.run import _parse_args
 from bytewax.testing import TestingSink, TestingSource, run_main
 
-from flows.das import build
+from flows.das import ShardLogic, build
 from flows.join.bytewax_run import Started, insist_on_recovery
 from flows.join.read_ahead import ReadAhead
 from flows.join.recovery import RecoveryUnreadable, StateFull, speaking
 from flows.join.sources import EventSource
 from flows.join.state import claim, recovery_folder, shards_folder
+from flows.join.written_examples import ExamplesHidden
 from flows.records import BEGIN_MS
-from flows.runner import Placement, create_recovery_store, run_flow
+from flows.runner import (
+    Placement,
+    create_recovery_store,
+    run_flow,
+    stop_requested,
+    stopping_on_signals,
+)
 from flows.settings import Settings, SettingsError
 
 START_MS = 1_700_000_000_000
@@ -148,6 +156,33 @@ def test_damaged_recovery_store_is_named(tmp_path: Path, content: bytes | None, 
     part.unlink() if content is None else part.write_bytes(content)
     with pytest.raises(RecoveryUnreadable, match=rf"recovery is {why}: .* put .* back"):
         run(recovery)
+
+
+@pytest.fixture
+def searching(tiny_settings: Settings, tmp_path: Path) -> Iterator[ShardLogic]:
+    """A shard that will never find what it has written."""
+    with stopping_on_signals():
+        ahead = ReadAhead(tiny_settings)
+        logic = ShardLogic(
+            tiny_settings, tmp_path, ahead, lambda _shard, _total: lambda: None, None
+        )
+        logic.on_batch([("watermark", 1, ("labels", 0), START_MS)])
+        yield logic
+
+
+def test_stop_does_not_wait_for_what_was_written(searching: ShardLogic) -> None:
+    searching.on_batch([("stop", 1)])
+    assert searching.on_eof() == ([], False)
+    assert stop_requested()
+
+
+def test_end_without_what_was_written_says_where_it_is(
+    searching: ShardLogic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.das.MAX_SEARCH_S", 0.01)
+    where = "shard 1: topic 'examples' partition 1 cannot be read to its end"
+    with pytest.raises(ExamplesHidden, match=f"^{where}.* start again then, nothing is lost$"):
+        searching.on_eof()
 
 
 class PanicException(BaseException):

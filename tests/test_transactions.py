@@ -14,15 +14,26 @@ from bytewax.errors import BytewaxRuntimeError
 from bytewax.testing import TestingSource, run_main
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from flows.join.past_transactions import end_past_transactions
 from flows.kafka.client import client_config
 from flows.kafka.consumer import PartitionConsumer
 from flows.kafka.producer import DeliveryError
 from flows.kafka.sink import Outgoing, TopicSink
-from flows.kafka.transactions import TransactionalProducer
+from flows.kafka.transactions import TransactionalProducer, writer_name
 from flows.kafka_settings import Kafka
 from flows.settings import Settings
 from tests.processes import free_addresses, started
-from tests.test_das import DAS, NUM_STAGES, Log, elsewhere, eventually, examples, messages, num_rows
+from tests.test_das import (
+    DAS,
+    NUM_STAGES,
+    Log,
+    elsewhere,
+    eventually,
+    examples,
+    messages,
+    num_messages,
+    num_rows,
+)
 
 KILLED_BEHIND_A_COMMIT = """
 import os, signal
@@ -191,3 +202,51 @@ def test_killed_where_kafka_has_committed_and_the_snapshot_has_not(
     partitions = range(settings.topics.examples.partitions)
     written = sum(table.num_rows for p in partitions for table, _ in messages(settings, p))
     assert written > num_rows(settings)
+
+
+@pytest.mark.kafka
+def test_start_without_transactions_ends_those_of_its_predecessor(
+    kafka_settings: Settings, config: dict[str, Any], tmp_path: Path
+) -> None:
+    topic = kafka_settings.topics.examples
+    with_them, without = (with_das(kafka_settings, sink=s) for s in ("transactional", "idempotent"))
+    end_past_transactions(tmp_path, without)
+    end_past_transactions(tmp_path, with_them)
+    killed = TransactionalProducer(config, writer_name(topic.name, "1"), 300.0)
+    killed.send(topic.name, b"lost", partition=1)
+    killed._producer.flush()
+    consumer = PartitionConsumer(config, topic.name, 1, 0)
+    eventually(lambda: bool(consumer.lag() == 1 and not consumer.at_end_now()))
+    end_past_transactions(tmp_path, without)
+    assert read(consumer, 0) == []
+    consumer.close()
+    later = TransactionalProducer(config, writer_name(topic.name, "1"), 300.0)
+    end_past_transactions(tmp_path, without)  # ended once, as others write then
+    later.send(topic.name, b"kept", partition=1)
+    later.flush()
+
+
+@pytest.mark.kafka
+def test_live_join_goes_on_without_transactions(kafka_settings: Settings, tmp_path: Path) -> None:
+    """Killed within a transaction that the broker would keep for minutes."""
+    raw = elsewhere(kafka_settings).model_dump()
+    raw["teacher"]["version"] = "newest"
+    raw["das"] |= {"idle_s": 0.2, "teacher_grace_s": 0.5, "recovery_every_s": 100}
+    settings = Settings.model_validate(raw)
+    log = Log(settings, num=300)
+    log.write(0)
+    log.write(1)
+    with started(DAS, with_das(settings, sink="transactional"), tmp_path) as process:
+        eventually(lambda: num_messages(settings) > 0)
+        process.kill()
+        process.wait(60)
+    assert num_rows(settings) == 0
+    with started(DAS, settings, tmp_path) as process:
+        eventually(lambda: num_rows(settings) > 0, 30.0)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def with_das(settings: Settings, **das: Any) -> Settings:
+    """The same settings, but for some of the join."""
+    return settings.model_copy(update={"das": settings.das.model_copy(update=das)})

@@ -3,6 +3,7 @@
 state/das/recovery/        Bytewax: offsets, and the segments of each shard
 state/das/shards/<shard>/  segments
 state/das/format.json      what may not change while the state lives
+state/das/transactional    there may be open transactions, see flows/join/past_transactions.py
 """
 
 from __future__ import annotations

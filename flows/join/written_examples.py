@@ -7,6 +7,7 @@ a transaction open; its successor ends it, and the search waits for that.
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from flows.kafka.consumer import PartitionConsumer
 from flows.records import BEGIN_MS, END_MS, decode, floor_ms
 from flows.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 FIRST_STEP = 64
 """Messages that the search goes back at first."""
 GROWTH = 8
@@ -28,6 +31,23 @@ MESSAGES = 64
 SLICE_S = 0.25
 """How long a call may take before the flow goes on with something else."""
 PAUSE_S = 0.005
+REMIND_S = 15.0
+"""How often a search that goes on says so."""
+WHY_HIDDEN = (
+    "its broker is away, or a transaction is open in it, which the broker ends after its "
+    "transaction.timeout.ms"
+)
+
+
+class ExamplesHidden(RuntimeError):
+    """What a shard has written was not found; the message says where, and what to do."""
+
+    def __init__(self, settings: Settings, shard: int) -> None:
+        topic = settings.topics.examples
+        super().__init__(
+            f"shard {shard}: topic {topic.name!r} partition {shard % topic.partitions} cannot be "
+            f"read to its end: {WHY_HIDDEN}; start again then, nothing is lost"
+        )
 
 
 class ExamplesGone(RuntimeError):
@@ -144,14 +164,28 @@ class TopicSearch:
         self._found: Found | None = None
         self._low, self._start, self._end = within.low, within.shown, within.end
         self._step = FIRST_STEP
+        self._remind_s = time.monotonic() + REMIND_S
 
     def __call__(self) -> Written | None:
         """Everything, or None: it is to be called again."""
         deadline = time.monotonic() + SLICE_S
         while not self._look():
             if time.monotonic() > deadline:
+                self._remind()
                 return None
         return (self._found or Found(self._settings, self._total)).written()
+
+    def _remind(self) -> None:
+        if time.monotonic() < self._remind_s:
+            return
+        self._remind_s = time.monotonic() + REMIND_S
+        logger.warning(
+            "shard %d closes nothing before topic %r partition %d was read to its end: %s",
+            self._shard,
+            self._settings.topics.examples.name,
+            self._partition,
+            WHY_HIDDEN,
+        )
 
     def _look(self) -> bool:
         """Read on; whether everything was found."""

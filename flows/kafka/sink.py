@@ -10,7 +10,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from flows.kafka.client import producer_config
 from flows.kafka.producer import WHOLE_BATCHES, BatchProducer
-from flows.kafka.transactions import TransactionalProducer
+from flows.kafka.transactions import TransactionalProducer, writer_name
 from flows.panics import remembering
 from flows.settings import Settings, Topic
 
@@ -50,7 +50,7 @@ class TopicSink(FixedPartitionedSink[Outgoing, None]):
     def _producer(self, for_part: str) -> BatchProducer:
         if not self._transactional:
             return BatchProducer(self._config, WHOLE_BATCHES)
-        name = f"exfm/{self._topic.name}/{for_part}"
+        name = writer_name(self._topic.name, for_part)
         return TransactionalProducer(self._config, name, self._every_s)
 
 

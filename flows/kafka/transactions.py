@@ -30,6 +30,11 @@ FENCED = (
 WHY_FENCED = "another process writes under it, or the broker ended it after transaction.timeout.ms"
 
 
+def writer_name(topic: str, partition: str) -> str:
+    """What brokers know the writer of a partition by, whatever process it is."""
+    return f"exfm/{topic}/{partition}"
+
+
 class TransactionalProducer(BatchProducer):
     """What `flush` returned from is in the log, and only then does a reader see it."""
 

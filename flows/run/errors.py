@@ -27,6 +27,7 @@ SPEAKING = (
     ("flows.events.schema_registry", "RegistryError"),
     ("flows.join.segments", "SegmentError"),
     ("flows.join.written_examples", "ExamplesGone"),
+    ("flows.join.written_examples", "ExamplesHidden"),
     ("flows.settings", "SettingsError"),
     ("flows.run.supervisor", "ProcessFailed"),
     ("onnx_export.manifest", "SnapshotCorrupt"),
