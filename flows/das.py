@@ -30,6 +30,7 @@ from flows.join.past_transactions import end_past_transactions
 from flows.join.read_ahead import ReadAhead
 from flows.join.recovery import speaking
 from flows.join.routing import insist_on_shards, shard_key, shard_of_key
+from flows.join.seal import Sealed, opened, sealed
 from flows.join.shard import Shard
 from flows.join.sources import EventSource, Item, PredictionSource
 from flows.join.state import claim, recovery_folder, shards_folder
@@ -55,7 +56,7 @@ MAX_SEARCH_S = 60.0
 """How long the end of the inputs waits for that."""
 
 
-class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
+class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, Sealed]):
     """A shard in a Bytewax flow; which one, its first item or its saved state says."""
 
     @remembering
@@ -65,14 +66,15 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
         folder: Path,
         ahead: ReadAhead,
         recall: Recall | None,
-        state: dict[str, Any] | None,
+        kept: Sealed | None,
     ) -> None:
         self._settings, self._folder, self._ahead, self._recall = settings, folder, ahead, recall
         self._end_ms = floor_ms(END_MS, settings.das.bucket_ms)
         self._core: Shard | None = None
         self._search: Search | None = None
         self._stopped = False
-        if state is not None:
+        if kept is not None:
+            state = opened(kept)
             self._core = self._shard(state["shard"])
             with DAS_RECOVERY.labels(str(self._core.index)).time():
                 self._core.restore(state)
@@ -137,10 +139,10 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, dict[str, Any]]):
         return datetime.now(timezone.utc) + TICK
 
     @remembering
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Sealed:
         """Plain data; the rows stand in files."""
         assert self._core is not None
-        return self._core.save()
+        return sealed(self._core.save())
 
     def _stop(self, core: Shard) -> None:
         """Close nothing more, and end the inputs of this process too.
@@ -194,8 +196,8 @@ def build(
     """
     partitions = settings.topics.examples.partitions
 
-    def logic(saved: dict[str, Any] | None) -> ShardLogic:
-        return ShardLogic(settings, shards_folder(state), ahead, recall, saved)
+    def logic(kept: Sealed | None) -> ShardLogic:
+        return ShardLogic(settings, shards_folder(state), ahead, recall, kept)
 
     def routed(item: Item) -> Item:
         shard, what = item

@@ -7,8 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from flows.backfill.targets import MANIFEST, ParquetTarget, Target, TopicTarget,
 from flows.commands.backfill import other
 from flows.config_file import dump
 from flows.das import run
-from flows.join.recovery import RecoveryUnreadable, StateFull
+from flows.join.recovery import JOIN_STEP, NEWEST, RecoveryUnreadable, StateFull, rows
 from flows.kafka.client import client_config
 from flows.learning.example_reader import ExampleReader, Place
 from flows.records import BEGIN_MS, END_MS, example_schema
@@ -303,7 +303,7 @@ def test_backfill_goes_on_after_kills_and_stops(written: Written, tmp_path: Path
     output = ["--parquet", str(out)] if to == "parquet" else ["--topic", name]
     command = [sys.executable, "-m", "flows.cli", "backfill", "--run", str(folder.root), *output]
     for stop, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
-        before = time.time_ns()
+        before = snapshots(target.folder)
         process = subprocess.Popen(tethered(command), stdout=subprocess.DEVNULL)
         try:
             eventually(lambda before=before: snapshots(target.folder) > before)  # type: ignore[misc]
@@ -323,12 +323,12 @@ def test_backfill_goes_on_after_kills_and_stops(written: Written, tmp_path: Path
 
 
 def snapshots(folder: Path) -> int:
-    """Grows with the recovery snapshots of an unfinished backfill; 0 while its files change."""
-    try:
-        stores = (folder / "state" / "recovery").glob("*.sqlite3*")
-        return max((path.stat().st_mtime_ns for path in stores), default=0)
-    except FileNotFoundError:
-        return 0
+    """The newest epoch of which an unfinished backfill has snapshots; 0 before the first."""
+    epochs = [0]
+    for path in (folder / "state" / "recovery").glob("*.sqlite3"):
+        with suppress(RecoveryUnreadable):  # it ends meanwhile
+            epochs += [epoch for _, epoch, *_ in rows(path, NEWEST, JOIN_STEP)]
+    return max(epochs)
 
 
 @pytest.mark.kafka

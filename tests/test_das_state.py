@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -20,9 +21,12 @@ from flows.das import ShardLogic, build
 from flows.join.bytewax_run import Started, insist_on_recovery
 from flows.join.read_ahead import ReadAhead
 from flows.join.recovery import RecoveryUnreadable, StateFull, speaking
+from flows.join.routing import shard_key
+from flows.join.seal import SealBroken, sealed
 from flows.join.sources import EventSource
 from flows.join.state import claim, recovery_folder, shards_folder
 from flows.join.written_examples import ExamplesHidden
+from flows.panics import Disbanded
 from flows.records import BEGIN_MS
 from flows.runner import (
     Placement,
@@ -156,6 +160,93 @@ def test_damaged_recovery_store_is_named(tmp_path: Path, content: bytes | None, 
     part.unlink() if content is None else part.write_bytes(content)
     with pytest.raises(RecoveryUnreadable, match=rf"recovery is {why}: .* put .* back"):
         run(recovery)
+
+
+@pytest.fixture
+def saved(tiny_settings: Settings, tmp_path: Path) -> Path:
+    """A state with a snapshot of two shards and of an input."""
+    claim(tmp_path, tiny_settings)
+    recovery = recovery_folder(tmp_path)
+    create_recovery_store(recovery)
+    source = TestingSource([(str(s), ("watermark", s, ("labels", 0), START_MS)) for s in (0, 1)])
+    flow = build(tiny_settings, tmp_path, [source], TestingSink([]), ReadAhead(tiny_settings))
+    run_main(flow, recovery_config=RecoveryConfig(recovery, timedelta(0)))
+    place = pickle.dumps(sealed((3, {0: START_MS})))  # as the inputs of Kafka keep it
+    for part in recovery.glob("part-*.sqlite3"):
+        query(part, "UPDATE snaps SET ser_change = ? WHERE step_id = 'das.in_0'", place)
+    claim(tmp_path, tiny_settings)
+    return tmp_path
+
+
+def with_a_bit_changed(data: bytes) -> bytes:
+    """A snapshot with another last number."""
+    kept = pickle.loads(data)
+    number = kept["state"].rindex(b"\x8a") + 3  # within the eight bytes of a long integer
+    changed = bytes([kept["state"][number] ^ 1])
+    return pickle.dumps(
+        {**kept, "state": kept["state"][:number] + changed + kept["state"][number + 1 :]}
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        with_a_bit_changed,
+        lambda data: data[: len(data) // 2],
+        lambda data: b"\xff" + data[1:],
+        lambda _: b"",
+    ],
+)
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [(shard_key(1), "shard 1"), ("iterable", "das.in_0, iterable,")],
+    ids=["shard", "input"],
+)
+def test_damaged_snapshot_is_named(
+    tiny_settings: Settings, saved: Path, key: str, what: str, damage: Callable[[bytes], bytes]
+) -> None:
+    found = "SELECT rowid, ser_change FROM snaps WHERE state_key = ?"
+    parts = recovery_folder(saved).glob("part-*.sqlite3")
+    ((part, number, data),) = [(part, *row) for part in parts for row in query(part, found, key)]
+    query(part, "UPDATE snaps SET ser_change = ? WHERE rowid = ?", damage(data), number)
+    named = rf"^{part}: the snapshot of {what} is damaged: .*; put the whole state folder"
+    with pytest.raises(RecoveryUnreadable, match=named):
+        claim(saved, tiny_settings)
+
+
+def query(path: Path, text: str, *values: object) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as store, store:
+        return store.execute(text, values).fetchall()
+
+
+@pytest.mark.parametrize(("free_mib", "kind"), [(1, StateFull), (99, RecoveryUnreadable)])
+def test_store_that_sqlite_cannot_open_is_no_damage_on_a_full_disk(
+    tiny_settings: Settings,
+    state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free_mib: int,
+    kind: type[Exception],
+) -> None:
+    (recovery_folder(state) / "part-9.sqlite3").mkdir()
+    monkeypatch.setattr("flows.join.recovery.free_mib", lambda _: free_mib)
+    with pytest.raises(kind, match=r"part-9\.sqlite3 cannot be (read|written): "):
+        claim(state, tiny_settings)
+
+
+def test_processes_that_lose_each_other_on_a_full_disk_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.join.recovery.free_mib", lambda _: 3)
+    with pytest.raises(Disbanded, match=f"; make room first: {tmp_path} has 3 MiB left$"):
+        raise_inside(tmp_path, Disbanded())
+
+
+def test_what_cannot_be_unpickled_is_damage(tmp_path: Path) -> None:
+    around = RuntimeError("error building StatefulBatch")
+    around.__cause__ = SealBroken("its xxh64 is another")
+    for error in (pickle.UnpicklingError("it is truncated"), EOFError(), around):
+        with pytest.raises(RecoveryUnreadable, match=rf"^{tmp_path} is damaged: a snapshot: it"):
+            raise_inside(tmp_path, error)
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from flows.join.inspection import (
 )
 from flows.join.read_ahead import ReadAhead
 from flows.join.recovery import RecoveryUnreadable, SavedShard, saved_shards, state_of
+from flows.join.seal import sealed
 from flows.join.shard import Shard
 from flows.join.state import recovery_folder, shards_folder
 from flows.join.watermarks import WAITED_FOR, PatientWatermarks, Watermarks, sources
@@ -232,13 +233,17 @@ def test_damaged_recovery_store_is_named(stopped: RunFolder, tiny_settings: Sett
 
 
 def test_only_plain_data_are_read_from_a_recovery_store(tmp_path: Path) -> None:
-    assert state_of(tmp_path, "0", pickle.dumps({"done_ms": 1})) == {"done_ms": 1}
+    state = {"done_ms": 1}
+    assert state_of(tmp_path, "0", pickle.dumps(sealed(state))) == state
     for data, why in (
-        (pickle.dumps({"done_ms": Path()}), "no plain data"),
+        (pickle.dumps(Path()), "no plain data"),
+        (pickle.dumps(sealed({"done_ms": Path()})), "no plain data"),
+        (pickle.dumps(state), "another version"),
         (pickle.dumps([]), "another version"),
-        (b"", "cannot be read"),
+        (pickle.dumps({**sealed(state), "xxh64": "0"}), "that of what was saved 0"),
+        (b"", "Ran out of input"),
     ):
-        with pytest.raises(RecoveryUnreadable, match=f"shard 0 .*{why}"):
+        with pytest.raises(RecoveryUnreadable, match=f"shard 0 is damaged: .*{why}"):
             state_of(tmp_path, "0", data)
 
 

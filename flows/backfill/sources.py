@@ -12,6 +12,7 @@ from flows.backfill.partition import BoundedPartition, Inner, Part, State
 from flows.backfill.plan import INPUTS, Kind, Plan, Span, topic_of
 from flows.events.reader import EventReader
 from flows.join.read_ahead import ReadAhead
+from flows.join.seal import opened
 from flows.join.sources import EventPartition, Item, PredictionPartition
 from flows.join.watermarks import TEACHER, Source
 from flows.kafka.client import client_config
@@ -66,8 +67,10 @@ class BoundedSource(FixedPartitionedSource[Item, State]):
 
     def _inner(self, partition: int, saved: Any, span: Span) -> Inner:
         if self._kind == "fm_predictions":
-            return self._predictions(partition, saved or (span.start, {}), span.end)
-        place, ended = saved or ((span.start, BEGIN_MS), False)
+            return self._predictions(
+                partition, opened(saved) if saved else (span.start, {}), span.end
+            )
+        place, ended = opened(saved) if saved else ((span.start, BEGIN_MS), False)
         reader = EventReader(self._settings, self._kind, partition, place, None, span.end)
         inner = EventPartition(self._settings, self._kind, partition, reader, self._ahead, ended)
         return inner, lambda: reader.state()[0]

@@ -1,12 +1,10 @@
 """What the recovery store of DAS says of each shard, read without running the flow.
 
-Bytewax keeps SQLite files with a pickle for each shard and epoch. The project's are plain data; no
-other pickle is opened.
+Bytewax keeps SQLite files with a pickle for each shard and epoch, which holds plain data only.
 """
 
 from __future__ import annotations
 
-import io
 import pickle
 import re
 import shutil
@@ -15,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from flows.join.routing import shard_of_key
+from flows.join.seal import SealBroken, is_sealed, opened, plain, unbroken
 from flows.panics import Disbanded
 from flows.run_folder import unwritable
 
@@ -26,10 +25,13 @@ NEWEST = (
     "SELECT state_key, max(snap_epoch), created_at, ser_change FROM snaps "
     "WHERE step_id = ? GROUP BY state_key"
 )
+ALL = "SELECT step_id, state_key, ser_change FROM snaps WHERE ser_change IS NOT NULL"
 SAID = re.compile(r'Some\("(.*?)"\)')
 """What SQLite says, in what Bytewax prints of it."""
+BROKEN = (SealBroken, pickle.UnpicklingError, EOFError)
+"""What a damaged snapshot is to whoever reads it."""
 FEW_MIB = 16
-"""Free space that may have been none a moment ago."""
+"""Free space with which a disk counts as full: it may have been none a moment ago."""
 WAY_OUT = (
     "put the whole state folder of the join back from a copy, or start a new run that writes to "
     "another topics.examples; where teacher.version = 'as_of' and the topics still hold every "
@@ -79,12 +81,16 @@ def speaking(recovery: Path) -> Iterator[None]:
     except (InconsistentPartitionsError, MissingPartitionsError, NoPartitionsError) as error:
         raise RecoveryUnreadable(f"{recovery} is incomplete: {error}; {WAY_OUT}") from error
     except Disbanded as error:  # or its store was full: Bytewax loses that error, too
-        free_mib = shutil.disk_usage(recovery).free >> 20
-        if free_mib >= FEW_MIB:
+        left_mib = free_mib(recovery)
+        if left_mib >= FEW_MIB:
             raise
-        raise Disbanded(f"; make room first: {recovery} has {free_mib} MiB left") from error
+        raise Disbanded(f"; make room first: {recovery} has {left_mib} MiB left") from error
     except BaseException as error:  # a panic of Bytewax is no Exception
         said = str(error)
+        broken = next((e for e in causes(error) if isinstance(e, BROKEN)), None)
+        if broken is not None:
+            why = f"a snapshot: {str(broken) or 'it ends too early'}"
+            raise RecoveryUnreadable(f"{recovery} is damaged: {why}; {WAY_OUT}") from error
         if "SqliteFailure" not in said:
             raise
         words = SAID.findall(said)
@@ -94,12 +100,16 @@ def speaking(recovery: Path) -> Iterator[None]:
         raise RecoveryUnreadable(f"{recovery} is damaged: {why}; {WAY_OUT}") from error
 
 
-class PlainData(pickle.Unpickler):
-    """Reads numbers, texts and containers of them."""
+def free_mib(folder: Path) -> int:
+    """Free space."""
+    return shutil.disk_usage(folder).free >> 20
 
-    def find_class(self, module: str, name: str) -> NoReturn:
-        """Refuse everything that has a class of its own."""
-        raise pickle.UnpicklingError(f"{module}.{name} is no plain data")
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it comes from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def saved_shards(recovery: Path) -> dict[int, SavedShard]:
@@ -108,35 +118,80 @@ def saved_shards(recovery: Path) -> dict[int, SavedShard]:
     Raises:
         RecoveryUnreadable: a file is damaged or of another kind.
     """
-    newest: dict[str, tuple[int, str, bytes | None]] = {}
-    for path in sorted(recovery.glob("*.sqlite3")):
-        for key, epoch, saved_at, data in rows(path):
+    newest: dict[str, tuple[int, str, bytes | None, Path]] = {}
+    for path in files(recovery):
+        for key, epoch, saved_at, data in rows(path, NEWEST, JOIN_STEP):
             if key not in newest or epoch > newest[key][0]:
-                newest[key] = (epoch, saved_at, data)
+                newest[key] = (epoch, saved_at, data, path)
     found = {}
-    for key, (_, saved_at, data) in newest.items():
+    for key, (_, saved_at, data, path) in newest.items():
         if data is not None:
-            found[shard_of_key(key)] = SavedShard(
-                saved_at=saved_at, state=state_of(recovery, key, data)
-            )
+            state = state_of(path, key, data)
+            found[shard_of_key(key)] = SavedShard(saved_at=saved_at, state=state)
     return dict(sorted(found.items()))
 
 
-def rows(path: Path) -> list[tuple[str, int, str, bytes | None]]:
-    """Key, epoch, time and content of the newest snapshot of each shard in a file."""
+def insist_on_snapshots(recovery: Path) -> None:
+    """Check that all that is kept can be read, and is what was saved.
+
+    Raises:
+        RecoveryUnreadable: something is not; the message names the file, and the shard or input.
+    """
+    for path in files(recovery):
+        for step, key, data in rows(path, ALL):
+            what = f"shard {shard_of_key(key)}" if step == JOIN_STEP else f"{step}, {key},"
+            with telling_damage(path, what):
+                kept = pickle.loads(data)  # as Bytewax will
+                if step == JOIN_STEP or is_sealed(kept):
+                    opened(kept)
+
+
+@contextmanager
+def telling_damage(path: Path, what: str) -> Iterator[None]:
+    """Inside, any error means that a snapshot is damaged; of which kind it is depends on its bytes.
+
+    Raises:
+        RecoveryUnreadable: there was one.
+    """
+    try:
+        yield
+    except Exception as error:
+        why = f"{path}: the snapshot of {what} is damaged: {error}"
+        raise RecoveryUnreadable(f"{why}; {WAY_OUT}") from error
+
+
+def files(recovery: Path) -> list[Path]:
+    """The parts of the store."""
+    return sorted(recovery.glob("*.sqlite3"))
+
+
+def rows(path: Path, query: str, *values: str) -> list[tuple[Any, ...]]:
+    """What a query finds in a part of the store.
+
+    Raises:
+        RecoveryUnreadable: it is damaged or of another kind.
+        StateFull: there is no room for what SQLite keeps beside it.
+    """
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as store:
-            return store.execute(NEWEST, (JOIN_STEP,)).fetchall()
+            return store.execute(query, values).fetchall()
     except sqlite3.Error as error:
-        raise RecoveryUnreadable(f"{path} cannot be read: {error}") from error
+        if isinstance(error, sqlite3.OperationalError) and free_mib(path.parent) < FEW_MIB:
+            raise StateFull(path, f"SQLite: {error}") from error  # it writes where it only reads
+        raise RecoveryUnreadable(f"{path} cannot be read: {error}; {WAY_OUT}") from error
 
 
-def state_of(recovery: Path, key: str, data: bytes) -> dict[str, Any]:
-    """What a shard saved."""
-    try:
-        state = PlainData(io.BytesIO(data)).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, AttributeError) as error:
-        raise RecoveryUnreadable(f"{recovery}: shard {key} cannot be read: {error}") from error
-    if not isinstance(state, dict) or "done_ms" not in state:
-        raise RecoveryUnreadable(f"{recovery}: shard {key} is of another version of exfm")
+def state_of(path: Path, key: str, data: bytes) -> dict[str, Any]:
+    """What a shard saved.
+
+    Args:
+        path: of the part of the store.
+        key: of the shard.
+        data: as Bytewax keeps it.
+
+    Raises:
+        RecoveryUnreadable: it is not that any more.
+    """
+    with telling_damage(path, f"shard {shard_of_key(key)}"):
+        state: dict[str, Any] = plain(unbroken(plain(data)))
     return state

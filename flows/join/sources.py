@@ -21,6 +21,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from flows.events.dead_letters import DeadLetters
 from flows.events.reader import EventReader
 from flows.join.read_ahead import ReadAhead
+from flows.join.seal import Sealed, opened, sealed
 from flows.join.segments import in_order, times
 from flows.join.watermarks import TEACHER, Source
 from flows.kafka.client import client_config
@@ -153,10 +154,10 @@ class EventPartition(InputPartition):
         self._greeted = False
 
     @remembering
-    def snapshot(self) -> EventState:
-        """Where to go on; the dead letters so far are acknowledged."""
+    def snapshot(self) -> Sealed:
+        """Where to go on, an `EventState`; the dead letters so far are acknowledged."""
         self._reader.flush()
-        return self._reader.state(), self._ended
+        return sealed((self._reader.state(), self._ended))
 
     def close(self) -> None:
         """Leave the topic."""
@@ -231,9 +232,9 @@ class PredictionPartition(InputPartition):
         impressions = range(settings.topics.impressions.partitions)
         self._progress_ms = {p: progress_ms.get(p, BEGIN_MS) for p in impressions}
 
-    def snapshot(self) -> PredictionState:
-        """Where to go on."""
-        return self._consumer.position, dict(self._progress_ms)
+    def snapshot(self) -> Sealed:
+        """Where to go on, a `PredictionState`."""
+        return sealed((self._consumer.position, self._progress_ms))
 
     def close(self) -> None:
         """Leave the topic."""
@@ -287,7 +288,7 @@ class PredictionPartition(InputPartition):
         return pa.Table.from_arrays(columns, schema=self._schema), header
 
 
-class EventSource(FixedPartitionedSource[Item, EventState]):
+class EventSource(FixedPartitionedSource[Item, Sealed]):
     """All partitions of impressions or labels."""
 
     def __init__(
@@ -308,10 +309,11 @@ class EventSource(FixedPartitionedSource[Item, EventState]):
 
     @remembering
     def build_part(
-        self, step_id: str, for_part: str, resume_state: EventState | None
+        self, step_id: str, for_part: str, resume_state: Sealed | None
     ) -> EventPartition:
         """One partition, from the beginning or from a snapshot."""
-        place, ended = resume_state or (None, False)
+        nowhere = (None, False)
+        place, ended = nowhere if resume_state is None else opened(resume_state)
         partition = int(for_part)
         settings = self._settings
         reader = EventReader(settings, self._kind, partition, place, self._dead_letters)
@@ -320,7 +322,7 @@ class EventSource(FixedPartitionedSource[Item, EventState]):
         return EventPartition(settings, self._kind, partition, reader, self._ahead, ended, growth)
 
 
-class PredictionSource(FixedPartitionedSource[Item, PredictionState]):
+class PredictionSource(FixedPartitionedSource[Item, Sealed]):
     """All partitions of the teacher's predictions."""
 
     def __init__(self, settings: Settings, ahead: ReadAhead) -> None:
@@ -332,10 +334,11 @@ class PredictionSource(FixedPartitionedSource[Item, PredictionState]):
 
     @remembering
     def build_part(
-        self, step_id: str, for_part: str, resume_state: PredictionState | None
+        self, step_id: str, for_part: str, resume_state: Sealed | None
     ) -> PredictionPartition:
         """One partition, from the beginning or from a snapshot."""
-        offset, progress_ms = resume_state or (None, {})
+        nowhere: tuple[None, dict[int, int]] = (None, {})
+        offset, progress_ms = nowhere if resume_state is None else opened(resume_state)
         config, partition = client_config(self._settings.kafka), int(for_part)
         topic = self._settings.topics.fm_predictions.name
         lost = LostOffsets.of_inputs(self._settings)

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.join.label_rules import LabelRules
-from flows.join.recovery import WAY_OUT, RecoveryUnreadable, saved_shards
+from flows.join.recovery import (
+    WAY_OUT,
+    RecoveryUnreadable,
+    insist_on_snapshots,
+    saved_shards,
+)
 from flows.records import example_schema, impression_schema, prediction_schema
 from flows.run_folder import write_json
 from flows.settings import EventTopic, Settings, SettingsError
@@ -21,7 +26,7 @@ from flows.settings import EventTopic, Settings, SettingsError
 GROWING = ("impressions", "labels")
 """Topics to which partitions may be added while a state lives."""
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 FORMAT = "format.json"
 
 
@@ -71,6 +76,7 @@ def claim(state: Path, settings: Settings) -> None:
             f"{state}: the state was made for another configuration; take that one again, or "
             f"start a new run:\n" + "\n".join(lines)
         )
+    insist_on_snapshots(recovery)
     if found != before:
         write_json(path, found)
 
