@@ -94,7 +94,7 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, Sealed]):
                 self._core.take_watermark(*rest)
             elif what == "stop":
                 self._stop(self._core)
-            else:
+            elif what != "wake":
                 self._core.take_standing(what, *rest)
         return self.on_notify()
 
@@ -126,12 +126,7 @@ class ShardLogic(StatefulBatchLogic[tuple[Any, ...], Message, Sealed]):
         return self.on_notify()
 
     def notify_at(self) -> datetime | None:
-        """The wall clock may end a wait, live; and who is awake is in every snapshot.
-
-        Bytewax takes the newest state of a shard that its store has before the epoch of a start. A
-        run that dies between writing states and committing their epoch leaves some that are not to
-        count. The next run begins with that epoch and so overwrites them: of shards that are awake.
-        """
+        """The wall clock may end a wait, live."""
         if self._search is not None:
             return datetime.now(timezone.utc) + SOON
         if self._core is None or self._core.done_ms >= self._end_ms:

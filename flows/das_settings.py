@@ -29,8 +29,9 @@ class Das(Value):
     """Live: examples go out without a prediction once the teacher has been silent this long."""
     shard_grace_s: Seconds = 30.0
     """Live: trainers go on without a shard that has lagged the first one by this long."""
-    recovery_every_s: Seconds = 5.0
-    """Interval of recovery snapshots (Bytewax epochs)."""
+    recovery_every_s: Annotated[float, Field(ge=0.05)] = 5.0
+    """Interval of recovery snapshots (Bytewax epochs). Each input must be asked within each, and is
+    asked every 20 ms at least."""
     sink: Literal["idempotent", "transactional"] = "idempotent"
     """transactional: readers see examples at each recovery snapshot, those of a lost one never."""
     max_batch: Annotated[int, Field(ge=1, le=100_000)] = 16_384

@@ -260,7 +260,7 @@ def test_idle_partition_is_behind_again_when_its_broker_is_away(
         ensure_topics(settings)
         reader = EventReader(settings, "labels", 0, None, None)
         source = EventPartition(settings, "labels", 0, reader, ReadAhead(settings), ended=False)
-        assert standings(source, 3) == ["watermark", "at_end", "idle"]
+        assert standings(source, 3) == ["wake", "at_end", "idle"]
         broker.kill()
         assert standings(source, 1) == ["behind"]
         broker.start()

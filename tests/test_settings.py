@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,11 @@ def test_transactions_must_end_before_the_broker_ends_them(tiny_settings: Settin
         Settings.model_validate(raw)
     for kept in ({"recovery_every_s": 300}, {"sink": "idempotent"}):
         Settings.model_validate({**raw, "das": {**raw["das"], **kept}})
+
+
+def test_snapshots_are_not_closer_than_an_input_is_asked(tiny_settings: Settings) -> None:
+    raw = tiny_settings.model_dump()
+    for every_s, is_refused in ((0.05, False), (0.04, True), (0, True)):
+        raw["das"]["recovery_every_s"] = every_s
+        with pytest.raises(ValidationError, match=r"0\.05") if is_refused else nullcontext():
+            Settings.model_validate(raw)

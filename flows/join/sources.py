@@ -2,9 +2,10 @@
 
 Items are `(str(shard), ("rows", shard, kind, table))`, `(str(shard), ("watermark", shard, source,
 ts_ms))` and, live, `(str(shard), (standing, shard, source))`; a source is (kind, partition), see
-flows/join/watermarks.py. A partition ends behind the end mark of its log, or when a stop is
-requested; the latter sends no watermark but `(str(shard), ("stop", shard))`: nobody reads the
-partition from there on, so no shard may close what it might hold.
+flows/join/watermarks.py. `(str(shard), ("wake", shard))` says nothing. A partition ends behind the
+end mark of its log, or when a stop is requested; the latter sends no watermark but `(str(shard),
+("stop", shard))`: nobody reads the partition from there on, so no shard may close what it might
+hold.
 """
 
 from __future__ import annotations
@@ -86,16 +87,25 @@ class InputPartition(StatefulSourcePartition[Item, Any]):
         self._num_shards = shards
         self._nothing = 0  # reads in a row that gave nothing
         self._awake: datetime | None = None
-        self._stopping = False
+        self._stopping = self._has_woken = False
 
     @remembering
     def next_batch(self) -> list[Item]:
-        """Items that have arrived."""
+        """Items that have arrived; first in each epoch, one that wakes all shards.
+
+        Bytewax keeps of an epoch the state of who was awake in it, and goes on from the newest that
+        its store has before the epoch of a start. A run that dies between writing states and
+        committing their epoch leaves some that are not to count. The next run begins with that
+        epoch, and so overwrites them: of shards that are awake.
+        """
         if self._stopping or self._has_ended():
             raise StopIteration
         if stop_requested():
             self._stopping = True
             return self._to_all("stop")
+        if not self._has_woken:
+            self._has_woken = True
+            return self._to_all("wake")
         items = self._read() if self._ahead.allows(self._watermark_ms()) else self._parked()
         self._nothing = 0 if items else self._nothing + 1
         self._awake = None
@@ -107,6 +117,11 @@ class InputPartition(StatefulSourcePartition[Item, Any]):
     def next_awake(self) -> datetime | None:
         """A little later, if there was nothing."""
         return self._awake
+
+    def _kept(self, state: EventState | PredictionState) -> Sealed:
+        """What is kept of an epoch, at its end."""
+        self._has_woken = False
+        return sealed(state)
 
     def _to_all(self, what: str, *values: Any) -> list[Item]:
         return [(str(s), (what, s, *values)) for s in range(self._num_shards)]
@@ -151,13 +166,12 @@ class EventPartition(InputPartition):
         self._heard_s = time.monotonic()
         self._ask_s = self._heard_s
         self._standing: Standing = "behind"
-        self._greeted = False
 
     @remembering
     def snapshot(self) -> Sealed:
         """Where to go on, an `EventState`; the dead letters so far are acknowledged."""
         self._reader.flush()
-        return sealed((self._reader.state(), self._ended))
+        return self._kept((self._reader.state(), self._ended))
 
     def close(self) -> None:
         """Leave the topic."""
@@ -171,9 +185,6 @@ class EventPartition(InputPartition):
         return self._sent_ms
 
     def _read(self) -> list[Item]:
-        if not self._greeted:  # so that all shards are there from the first snapshot on
-            self._greeted = True
-            return self._to_all("watermark", self._source, self._sent_ms)
         if self._growth is not None:
             self._growth.look()
         batch = self._reader.read()
@@ -234,7 +245,7 @@ class PredictionPartition(InputPartition):
 
     def snapshot(self) -> Sealed:
         """Where to go on, a `PredictionState`."""
-        return sealed((self._consumer.position, self._progress_ms))
+        return self._kept((self._consumer.position, self._progress_ms))
 
     def close(self) -> None:
         """Leave the topic."""
