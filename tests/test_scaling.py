@@ -6,6 +6,8 @@ import json
 import logging
 import pickle
 import signal
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,10 +15,11 @@ import pyarrow as pa
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
+from flows.config_file import dump
 from flows.das import run
 from flows.join.sources import rows_by_shard
-from flows.join.state import claim
-from flows.kafka.client import client_config
+from flows.join.state import claim, may_have_grown
+from flows.kafka.client import client_config, ensure_topics
 from flows.kafka.topic_growth import TopicGrowth
 from flows.run.process import announced
 from flows.run_folder import RunFolder
@@ -24,7 +27,7 @@ from flows.run_lock import InUse
 from flows.runner import Placement
 from flows.settings import Settings, SettingsError
 from monitoring.metrics import SOURCE_UNREAD
-from tests.processes import free_addresses, started
+from tests.processes import free_addresses, started, tethered
 from tests.test_das import DAS, NUM_STAGES, Log, elsewhere, eventually, examples, num_messages
 
 
@@ -39,6 +42,15 @@ def with_partitions(settings: Settings, **partitions: int) -> Settings:
 def has(admin: AdminClient, topic: str, partitions: int) -> bool:
     """Whether the brokers know of so many partitions of a topic."""
     return len(admin.list_topics(topic, timeout=10).topics[topic].partitions) == partitions
+
+
+def grow(admin: AdminClient, topics: dict[str, int]) -> None:
+    """Give topics so many partitions."""
+    more = [NewPartitions(name, num) for name, num in topics.items()]
+    for future in admin.create_partitions(more).values():
+        future.result()
+    for name, num in topics.items():
+        eventually(lambda name=name, num=num: has(admin, name, num))  # type: ignore[misc]
 
 
 def run_group(settings: Settings, folder: Path, num: int, *, to_end: bool = False) -> None:
@@ -86,11 +98,7 @@ def test_partitions_may_be_added(kafka_settings: Settings, tmp_path: Path) -> No
     grown = {"impressions": 3, "labels": 4}
     admin = AdminClient(client_config(before.kafka))
     names = {getattr(before.topics, topic).name: num for topic, num in grown.items()}
-    more = [NewPartitions(name, num) for name, num in names.items()]
-    for future in admin.create_partitions(more).values():
-        future.result()
-    for name, num in names.items():
-        eventually(lambda name=name, num=num: has(admin, name, num))  # type: ignore[misc]
+    grow(admin, names)
     after, plain = (with_partitions(s, **grown) for s in (before, other))
     log.grow(after)
     for stage in range(2, NUM_STAGES):
@@ -122,6 +130,49 @@ def test_growth_is_told_while_it_runs(
         f"topic '{topic.name}' has 5 partitions, of which 2 are read: stop, set its `partitions` "
         "to 5, and start again"
     ]
+
+
+@pytest.mark.kafka
+def test_topic_that_has_grown_is_refused_before_the_join_has_begun_only(
+    kafka_settings: Settings, tmp_path: Path
+) -> None:
+    topics, state = kafka_settings.topics, tmp_path / "das"
+    admin = AdminClient(client_config(kafka_settings.kafka))
+    grow(admin, {topics.labels.name: 5})
+    with pytest.raises(SettingsError, match="has 5 partitions, configured are 2"):
+        ensure_topics(kafka_settings, may_have_grown=may_have_grown(state))
+    claim(state, kafka_settings)
+    ensure_topics(kafka_settings, may_have_grown=may_have_grown(state))
+    fewer = with_partitions(kafka_settings, impressions=3)
+    with pytest.raises(SettingsError, match="has 2 partitions, configured are 3"):
+        ensure_topics(fewer, may_have_grown=may_have_grown(state))
+    grow(admin, {topics.examples.name: 3})
+    with pytest.raises(SettingsError, match="has 3 partitions, configured are 2"):
+        ensure_topics(kafka_settings, may_have_grown=may_have_grown(state))
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(400)
+def test_killed_join_goes_on_though_its_topics_have_grown(
+    kafka_settings: Settings, tmp_path: Path
+) -> None:
+    settings = elsewhere(kafka_settings)
+    folder, log = RunFolder(tmp_path), Log(kafka_settings)
+    folder.config.write_text(dump(settings))
+    command = [sys.executable, "-m", "flows.cli", "run", "das", f"--run={tmp_path}"]
+    admin = AdminClient(client_config(settings.kafka))
+    for stage in range(2):
+        log.write(stage)
+        before = num_messages(settings)
+        with subprocess.Popen(tethered(command), stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            if stage:
+                said = f"topic '{settings.topics.labels.name}' has 4 partitions, of which 2 are"
+                assert any(said in line for line in process.stderr)
+            eventually(lambda before=before: num_messages(settings) > before)  # type: ignore[misc]
+            process.kill()
+        if not stage:
+            grow(admin, {settings.topics.labels.name: 4})
 
 
 def test_state_takes_more_partitions_of_events_and_nothing_else(

@@ -45,6 +45,15 @@ def is_made(state: Path) -> bool:
     return (state / FORMAT).exists()
 
 
+def may_have_grown(state: Path) -> tuple[str, ...]:
+    """Topics that a start takes with more partitions than are configured.
+
+    A join that has begun reads on what it has read, and says what it leaves out, as it does when
+    they grow while it runs: its end, of whatever cause, is no moment to ask for a configuration.
+    """
+    return GROWING if is_made(state) else ()
+
+
 def claim(state: Path, settings: Settings) -> None:
     """Check that the state in a folder fits the configuration; note what a new one is made for.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -83,10 +84,17 @@ def producer_config(kafka: Kafka) -> dict[str, Any]:
     return {"compression.type": kafka.compression, **client_config(kafka)}
 
 
-def ensure_topics(settings: Settings, wait_s: float = WAIT_S) -> None:
+def ensure_topics(
+    settings: Settings, wait_s: float = WAIT_S, *, may_have_grown: Collection[str] = ()
+) -> None:
     """Create missing topics, check those that exist, and wait until each partition has a leader.
 
     Several processes may do so at once.
+
+    Args:
+        settings: of the run.
+        wait_s: for an answer, and for leaders.
+        may_have_grown: keys of topics that may have more partitions than are configured.
 
     Raises:
         BrokerUnreachable: no broker answers within `wait_s`.
@@ -94,17 +102,24 @@ def ensure_topics(settings: Settings, wait_s: float = WAIT_S) -> None:
         RuntimeError: a topic cannot be created, or gets no leader within `wait_s`.
     """
     wanted = [topic for _, topic in settings.topics]
-    ensure(settings.kafka, wanted, settings.topics.snapshots.name, wait_s)
+    grown = {getattr(settings.topics, key).name for key in may_have_grown}
+    ensure(settings.kafka, wanted, settings.topics.snapshots.name, wait_s, grown)
 
 
-def ensure(kafka: Kafka, wanted: list[Topic], compacted: str = "", wait_s: float = WAIT_S) -> None:
-    """As `ensure_topics`, for any topics; the one named `compacted` keeps the newest of a key."""
+def ensure(
+    kafka: Kafka,
+    wanted: list[Topic],
+    compacted: str = "",
+    wait_s: float = WAIT_S,
+    may_have_grown: Collection[str] = (),
+) -> None:
+    """As `ensure_topics`, for any topics by name; the one `compacted` keeps the newest of a key."""
     config = client_config(kafka)
     admin = AdminClient(config, logger=logger)
     found = cluster(admin, config["bootstrap.servers"], wait_s)
     create(admin, [t for t in wanted if t.name not in found.topics], compacted, wait_s)
     deadline = time.monotonic() + wait_s
-    while waiting := [t.name for t in wanted if not ready(t, found)]:
+    while waiting := [t.name for t in wanted if not ready(t, found, t.name in may_have_grown)]:
         if time.monotonic() > deadline:
             raise RuntimeError(
                 f"topics without a leader after {wait_s:.0f} s: {', '.join(waiting)}"
@@ -155,8 +170,13 @@ def create(admin: AdminClient, missing: list[Topic], compacted: str, wait_s: flo
                 ) from error
 
 
-def ready(topic: Topic, found: ClusterMetadata) -> bool:
+def ready(topic: Topic, found: ClusterMetadata, may_have_grown: bool = False) -> bool:
     """Whether every partition of `topic` has a leader.
+
+    Args:
+        topic: as it is configured.
+        found: what the brokers know.
+        may_have_grown: it may have more partitions.
 
     Raises:
         SettingsError: the topic has another number of partitions than configured.
@@ -164,7 +184,8 @@ def ready(topic: Topic, found: ClusterMetadata) -> bool:
     seen = found.topics.get(topic.name)
     if seen is None or seen.error is not None or not seen.partitions:
         return False
-    if len(seen.partitions) != topic.partitions:
+    has_grown = len(seen.partitions) > topic.partitions
+    if len(seen.partitions) != topic.partitions and not (has_grown and may_have_grown):
         raise SettingsError(
             f"topic {topic.name!r} has {len(seen.partitions)} partitions, configured are "
             f"{topic.partitions}: set its `partitions`, or name another topic"

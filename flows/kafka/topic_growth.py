@@ -24,10 +24,10 @@ class TopicGrowth:
     """Looks at one topic from time to time."""
 
     def __init__(self, kafka: Kafka, topic: Topic, every_s: float = EVERY_S) -> None:
-        """The first look is due after `every_s`."""
+        """The first look is due at once."""
         self._admin = AdminClient(client_config(kafka), logger=logger)
         self._topic, self._every_s = topic, every_s
-        self._due_s = time.monotonic() + every_s
+        self._due_s = time.monotonic()
         self._told = 0
 
     def look(self) -> None:

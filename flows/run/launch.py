@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.join.state import may_have_grown
 from flows.kafka.broker import HOST, EmbeddedKafka, free_port
 from flows.kafka.client import ensure_topics
 from flows.report.scrape import Scraper
@@ -82,7 +83,7 @@ def launched(
         forget_addresses(folder.processes)
         address = broker_address.announce(folder.processes, settings.kafka.bootstrap)
         stack.callback(address.unlink, missing_ok=True)
-        ensure_topics(settings)
+        ensure_topics(settings, may_have_grown=may_have_grown(folder.state / "das"))
         environ = {**os.environ, "EXFM_BOOTSTRAP": settings.kafka.bootstrap}
         supervisor = stack.enter_context(Supervisor(folder.logs, environ, broker=broker))
         for process in (*FLOWS, SERVE):

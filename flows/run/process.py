@@ -51,9 +51,10 @@ def run_process(process: str, settings: Settings, folder: RunFolder, placement: 
         if module is None:
             serve(settings, folder, entry)
             return
+        from flows.join.state import may_have_grown
         from flows.kafka.client import ensure_topics
 
-        ensure_topics(settings)
+        ensure_topics(settings, may_have_grown=may_have_grown(folder.state / "das"))
         module.run(settings, folder, placement)
 
 
