@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from flows.durations import Seconds
 from models.schema import Value
 
-Seconds = Annotated[float, Field(gt=0)]
 MAX_TRANSACTIONAL_S = 300.0
 """A third of Kafka's default `transaction.max.timeout.ms`."""
 

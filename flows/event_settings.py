@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from flows.durations import Seconds
 from models.schema import Name, Value
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -35,7 +36,7 @@ class Market(Value):
     ads: Annotated[int, Field(ge=1)] = 600
     """Ads at the start; new ones arrive all the time."""
     new_ads_per_s: Scale = 1.0
-    ad_life_s: Positive = 600.0
+    ad_life_s: Seconds = 600.0
     """An ad's popularity decays by e in this time."""
     advertisers: Annotated[int, Field(ge=1)] = 80
     categories: Annotated[int, Field(ge=1)] = 24
@@ -56,13 +57,13 @@ class Market(Value):
     """Share of an ad's hidden variance that its category does not explain."""
     drift_per_minute: Rate = 0.1
     """Share of hidden variance renewed in a minute."""
-    click_delay_s: Positive = 2.0
+    click_delay_s: Seconds = 2.0
     """Mean of the exponential delay of a click."""
-    conversion_delay_s: Positive = 5.0
+    conversion_delay_s: Seconds = 5.0
     """Mean of the exponential delay of a conversion after its click."""
     history: Annotated[int, Field(ge=1, le=100)] = 10
     """Clicked ads remembered of a user."""
-    tick_s: Positive = 0.25
+    tick_s: Seconds = 0.25
     """Grain of generation: within a tick, nothing new is known and nothing drifts."""
     seed: int = 0
 
@@ -83,7 +84,7 @@ class Noise(Value):
     repeated_impressions: Rate = 0.0
     late_labels: Rate = 0.0
     """Labels written `late_by_s` of event time too late."""
-    late_by_s: Positive = 30.0
+    late_by_s: Seconds = 30.0
     malformed: Rate = 0.0
     """Broken messages, on both topics, besides the good ones."""
     seed: int = 0

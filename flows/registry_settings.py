@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from flows.durations import Seconds
 from models.schema import Value
 
 
@@ -27,8 +28,8 @@ class SchemaRegistry(Value):
     """Holds the key's password; the environment's EXFM_SCHEMA_REGISTRY_KEY_PASSWORD goes first."""
     login_file: str = ""
     """Holds `user:password`; the environment's EXFM_SCHEMA_REGISTRY_LOGIN goes first."""
-    timeout_s: Annotated[float, Field(gt=0)] = 10.0
-    """For one answer; a request is tried four times."""
+    timeout_s: Annotated[Seconds, Field(le=3600)] = 10.0
+    """For one answer, at most an hour; a request is tried four times."""
 
     @field_validator("url")
     @classmethod

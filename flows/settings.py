@@ -19,7 +19,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from flows.das_settings import Das, Seconds
+from flows.das_settings import Das
+from flows.durations import Seconds, SecondsOrZero
 from flows.event_settings import Market, Noise
 from flows.kafka_settings import Kafka
 from flows.registry_settings import SchemaRegistry
@@ -51,9 +52,9 @@ class EventTopic(Topic):
     format: Format = "json"
     """arrow: an IPC stream of many events a message; others: one event a message. avro, protobuf:
     of a schema that the Schema Registry knows."""
-    lateness_s: Annotated[float, Field(ge=0)] = 0.0
+    lateness_s: SecondsOrZero = 0.0
     """An event older than its partition's running maximum minus this is late."""
-    max_ahead_s: Annotated[float, Field(ge=0)] = 60.0
+    max_ahead_s: SecondsOrZero = 60.0
     """An event may be so much newer than its message, by the message's timestamp: clocks of writers
     differ. One of next year would make all that follows late."""
 
@@ -112,7 +113,7 @@ class Teacher(Value):
 
     version: Literal["newest", "as_of"] = "newest"
     """newest: whatever snapshot is there. as_of: the one that event time prescribes (replays)."""
-    lag_s: Annotated[float, Field(ge=0)] = 0.0
+    lag_s: SecondsOrZero = 0.0
     """as_of: an impression at t is scored by the last snapshot of t - lag_s."""
     snapshot_every_s: Seconds = 60.0
     features: tuple[Name, ...] = ()
@@ -362,7 +363,7 @@ def load(path: Path, environ: dict[str, str] | None = None) -> Settings:
 
 
 def with_addresses(raw: dict[str, Any], environ: dict[str, str]) -> dict[str, Any]:
-    """The file's tables with the addresses that the environment gives."""
+    """The file's tables with the addresses that the environment gives; what is no table stays."""
     host, _, port = environ.get("EXFM_SERVING", "").rpartition(":")
     addresses: dict[str, dict[str, str]] = {
         "kafka": {"bootstrap": environ.get("EXFM_BOOTSTRAP", "")},
@@ -371,8 +372,9 @@ def with_addresses(raw: dict[str, Any], environ: dict[str, str]) -> dict[str, An
     }
     for table, values in addresses.items():
         given = {key: value for key, value in values.items() if value}
-        if given:
-            raw = {**raw, table: {**raw.get(table, {}), **given}}
+        own = raw.get(table, {})
+        if given and isinstance(own, dict):
+            raw = {**raw, table: {**own, **given}}
     return raw
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from flows.settings import Settings, SettingsError, load
+from flows.settings import Settings, SettingsError, explain, load
 
 MARKET = Path(__file__).resolve().parents[1] / "configs" / "market.toml"
 
@@ -49,6 +51,69 @@ def test_address_without_a_port_number_is_refused() -> None:
         load(MARKET, {"EXFM_SERVING": "0.0.0.0:http"})
 
 
+def test_address_of_the_environment_meets_a_table_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('kafka = "host:9092"\n' + MARKET.read_text())
+    with pytest.raises(SettingsError, match=r"c\.toml: kafka = 'host:9092': Input should be a"):
+        load(path, {"EXFM_BOOTSTRAP": "broker:9092"})
+
+
+DURATIONS = [
+    *(
+        ("tasks", 0, "window_s"),
+        ("das", "bucket_s"),
+        ("das", "idle_s"),
+        ("das", "recovery_every_s"),
+    ),
+    *(("teacher", "snapshot_every_s"), ("students", 0, "snapshot_every_s")),
+    *(("serving", "poll_s"), ("schema_registry", "timeout_s")),
+    *(("market", "tick_s"), ("market", "click_delay_s"), ("noise", "late_by_s")),
+]
+OR_NONE = [
+    *(("topics", "impressions", "lateness_s"), ("topics", "labels", "max_ahead_s")),
+    ("teacher", "lag_s"),
+]
+"""Durations that may be 0."""
+
+
+def with_value(settings: Settings, place: tuple[str | int, ...], value: float) -> Settings:
+    raw = settings.model_dump(mode="json")
+    *path, key = place
+    found: Any = raw
+    for part in path:
+        found = found[part]
+    found[key] = value
+    return Settings.model_validate(raw)
+
+
+@pytest.mark.parametrize("place", [*DURATIONS, *OR_NONE], ids=str)
+def test_duration_is_finite_and_at_least_a_millisecond(
+    tiny_settings: Settings, place: tuple[str | int, ...]
+) -> None:
+    zero = [] if place in OR_NONE else [0.0]
+    for value in (*zero, 0.0001, -1.0, 1e308, 400_000_000.0):
+        with pytest.raises(ValidationError) as refused:
+            with_value(tiny_settings, place, value)
+        (line,) = explain(Path("c.toml"), refused.value)
+        key = ".".join(map(str, place))
+        assert line.startswith(f"c.toml: {key} = {value!r}: must be ")
+    for value in (inf, -inf, nan):
+        with pytest.raises(ValidationError, match="finite number"):
+            with_value(tiny_settings, place, value)
+
+
+@pytest.mark.parametrize("place", OR_NONE, ids=str)
+def test_duration_may_be_none(tiny_settings: Settings, place: tuple[str | int, ...]) -> None:
+    raw = tiny_settings.model_dump(mode="json")
+    raw["topics"]["impressions"]["lateness_s"] = 0.0  # lag_s must not be below it
+    with_value(Settings.model_validate(raw), place, 0.0)
+
+
+def test_shortest_durations_are_a_millisecond(tiny_settings: Settings) -> None:
+    assert with_value(tiny_settings, ("das", "bucket_s"), 0.001).das.bucket_ms == 1
+    assert with_value(tiny_settings, ("tasks", 0, "window_s"), 0.001).tasks[0].window_ms == 1
+
+
 def test_a_broken_element_is_no_missing_one(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text(
@@ -63,7 +128,7 @@ def test_a_broken_element_is_no_missing_one(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as refused:
         load(path)
     assert str(refused.value).splitlines() == [
-        f"{path}: tasks.0.window_s = 0: Input should be greater than 0",
+        f"{path}: tasks.0.window_s = 0: must be from 0.001 to 315576000: a millisecond, ten years",
         f"{path}: colour = 'red': unknown key",
     ]
 
