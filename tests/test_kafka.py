@@ -20,9 +20,11 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 from flows.kafka.broker import EmbeddedKafka
 from flows.kafka.client import (
     BrokerUnreachable,
+    admin_client,
     client_config,
     ensure_topics,
     producer_config,
+    refusal,
 )
 from flows.kafka.consumer import PartitionConsumer
 from flows.kafka.lost_offsets import LostOffsets, OffsetLost
@@ -108,6 +110,55 @@ def test_security_settings_pass_through() -> None:
     }
     found = client_config(Kafka(bootstrap="a:1", client=client))
     assert client.items() <= found.items()
+
+
+@pytest.mark.parametrize(
+    ("client", "words"),
+    [
+        ({"foo.bar": 1}, ["'foo.bar' = 1", "No such configuration property"]),
+        ({"security.protocol": "NOPE"}, ["'security.protocol' = 'NOPE'", "Invalid value"]),
+        ({"compression.type": "brotli"}, ['"brotli"']),
+        (
+            {"security.protocol": "SSL", "ssl.ca.location": "/no.pem"},
+            ["'ssl.ca.location' = '/no.pem'", "failed"],
+        ),
+        (
+            {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"},
+            ["sasl.username and sasl.password must be set"],
+        ),
+        ({"socket.timeout.ms": 10**12}, ["'socket.timeout.ms'", "outside allowed range"]),
+    ],
+)
+def test_refused_client_option_is_named(client: dict[str, Any], words: list[str]) -> None:
+    config = client_config(Kafka(bootstrap="127.0.0.1:1", client=client))
+    for make in (admin_client, BatchProducer, partition_zero):
+        with pytest.raises(SettingsError) as refused:
+            make(config)
+        message = str(refused.value)
+        assert message.startswith("kafka.client: ")
+        assert all(word in message for word in words), message
+        assert len(message.splitlines()) == 1
+
+
+def partition_zero(config: dict[str, Any]) -> PartitionConsumer:
+    return PartitionConsumer(config, "events", 0, None)
+
+
+def test_refused_option_of_a_producer_is_named() -> None:
+    config = client_config(Kafka(bootstrap="127.0.0.1:1", client={"acks": 0}))
+    with pytest.raises(SettingsError, match=r"'acks' = 0, 'enable.idempotence' = True: .* must be"):
+        BatchProducer(config)
+
+
+def test_option_that_takes_a_function_is_named() -> None:
+    config = client_config(Kafka(bootstrap="127.0.0.1:1", client={"error_cb": "x"}))
+    with pytest.raises(SettingsError, match=r"^kafka\.client: 'error_cb' = 'x': .*callable"):
+        admin_client(config)
+
+
+def test_secret_option_is_not_shown() -> None:
+    said = refusal({"sasl.password": "hush"}, "no such file: sasl.password")
+    assert said == "'sasl.password' = (not shown): no such file: sasl.password"
 
 
 def test_producers_compress_as_configured() -> None:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from confluent_kafka import IsolationLevel, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import OffsetSpec
 
 from flows.events.decoding import EventDecoder
 from flows.events.reader import is_end, rules_of
-from flows.kafka.client import WAIT_S, client_config, cluster, ready
+from flows.kafka.client import WAIT_S, admin_client, client_config, cluster, ready
 from flows.letters.log import messages_between
 from flows.records import BEGIN_MS, END_MS, decode
 from flows.settings import Settings, SettingsError, Topic
@@ -153,7 +153,7 @@ class Log:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._config = client_config(settings.kafka)
-        self._admin = AdminClient({**self._config, "log_level": 0})  # what fails is raised
+        self._admin = admin_client({**self._config, "log_level": 0})  # what fails is raised
         found = cluster(self._admin, self._config["bootstrap.servers"], WAIT_S)
         for kind in INPUTS:
             topic = topic_of(settings, kind)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -41,6 +43,8 @@ UNSETTLED = (
     KafkaError.UNKNOWN_LEADER_EPOCH,
 )
 """Errors of a broker that has yet to hear of its own partitions, after a start or a new topic."""
+SECRET = re.compile("password|secret|token|jaas|pem$")
+"""Names of options whose values are not shown."""
 
 
 class BrokerUnreachable(RuntimeError):
@@ -73,6 +77,41 @@ def client_config(kafka: Kafka) -> dict[str, Any]:
         **kafka.client,
         "bootstrap.servers": kafka.bootstrap,
     }
+
+
+@contextmanager
+def refusing(config: dict[str, Any]) -> Iterator[None]:
+    """Inside, a client is made of `config`; what librdkafka refuses names `kafka.client`.
+
+    Raises:
+        SettingsError: an option is unknown, or has a value that cannot be used.
+    """
+    try:
+        yield
+    except KafkaException as error:
+        raise SettingsError(f"kafka.client: {refusal(config, error.args[0].str())}") from error
+    except (AttributeError, TypeError, ValueError) as error:  # of an option that is no text
+        raise SettingsError(f"kafka.client: {refusal(config, str(error))}") from error
+
+
+def admin_client(config: dict[str, Any]) -> AdminClient:
+    """A client that asks the brokers for what there is, and changes it.
+
+    Raises:
+        SettingsError: librdkafka refuses an option.
+    """
+    with refusing(config):
+        return AdminClient(config, logger=logger)
+
+
+def refusal(config: dict[str, Any], reason: str) -> str:
+    """Options of `config` that a reason speaks of, with their values, and the reason."""
+    options = [
+        f"{option!r} = {'(not shown)' if SECRET.search(option) else repr(value)}"
+        for option, value in config.items()
+        if option in re.split(r"[^\w.-]+", reason)
+    ]
+    return f"{', '.join(options)}{': ' if options else ''}{' '.join(reason.split())}"
 
 
 def producer_config(kafka: Kafka) -> dict[str, Any]:
@@ -115,7 +154,7 @@ def ensure(
 ) -> None:
     """As `ensure_topics`, for any topics by name; the one `compacted` keeps the newest of a key."""
     config = client_config(kafka)
-    admin = AdminClient(config, logger=logger)
+    admin = admin_client(config)
     found = cluster(admin, config["bootstrap.servers"], wait_s)
     create(admin, [t for t in wanted if t.name not in found.topics], compacted, wait_s)
     deadline = time.monotonic() + wait_s

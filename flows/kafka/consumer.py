@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from flows.kafka.client import UNREACHABLE, UNSETTLED, WAIT_S, BrokerUnreachable
+from flows.kafka.client import UNREACHABLE, UNSETTLED, WAIT_S, BrokerUnreachable, refusing
 from flows.kafka.lost_offsets import LostOffsets
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class PartitionConsumer:
         Raises:
             BrokerUnreachable: no broker answers.
             OffsetLost: the offset is outside what the partition holds, and is not skipped.
+            SettingsError: librdkafka refuses an option.
         """
         self._topic = topic
         self._partition = partition
@@ -70,7 +71,8 @@ class PartitionConsumer:
         self._bootstrap = config["bootstrap.servers"]
         isolation = "read_committed" if committed else "read_uncommitted"
         options = {**config, **OPTIONS, "isolation.level": isolation}
-        self._consumer = Consumer(options, logger=logger, error_cb=self._on_error)
+        with refusing(options):
+            self._consumer = Consumer(options, logger=logger, error_cb=self._on_error)
         self._address = TopicPartition(topic, partition)
         try:
             low, self._high = self.bounds = self._bounds()

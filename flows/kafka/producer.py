@@ -13,7 +13,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from flows.kafka.client import MAX_MESSAGE_BYTES
+from flows.kafka.client import MAX_MESSAGE_BYTES, refusing
 from monitoring.metrics import DEAD_LETTERS, SINK_ERRORS, SINK_EVENTS
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,13 @@ class BatchProducer:
         Args:
             config: of `producer_config`.
             options: in place of some of `OPTIONS`.
+
+        Raises:
+            SettingsError: librdkafka refuses an option.
         """
         merged = {**config, **OPTIONS, **(options or {})}
-        self._producer = Producer(merged, logger=logger, error_cb=_on_error)
+        with refusing(merged):
+            self._producer = Producer(merged, logger=logger, error_cb=_on_error)
         self._failed = 0
         self._failure = ""
 

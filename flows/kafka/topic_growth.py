@@ -6,9 +6,8 @@ import logging
 import time
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 
-from flows.kafka.client import client_config
+from flows.kafka.client import admin_client, client_config
 from flows.kafka_settings import Kafka
 from flows.settings import Topic
 from monitoring.metrics import SOURCE_UNREAD
@@ -25,7 +24,7 @@ class TopicGrowth:
 
     def __init__(self, kafka: Kafka, topic: Topic, every_s: float = EVERY_S) -> None:
         """The first look is due at once."""
-        self._admin = AdminClient(client_config(kafka), logger=logger)
+        self._admin = admin_client(client_config(kafka))
         self._topic, self._every_s = topic, every_s
         self._due_s = time.monotonic()
         self._told = 0

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 
 import polars as pl
 from confluent_kafka import Message, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import OffsetSpec
 
-from flows.kafka.client import WAIT_S, BrokerUnreachable, client_config, cluster
+from flows.kafka.client import WAIT_S, BrokerUnreachable, admin_client, client_config, cluster
 from flows.kafka.consumer import PartitionConsumer
 from flows.settings import Settings
 
@@ -53,7 +53,7 @@ class LetterLog:
         """
         self._config = client_config(settings.kafka)
         self._topic = settings.topics.dead_letters.name
-        self._admin = AdminClient(self._config)
+        self._admin = admin_client(self._config)
         found = cluster(self._admin, self._config["bootstrap.servers"], WAIT_S).topics
         self._partitions = sorted(found[self._topic].partitions) if self._topic in found else []
 

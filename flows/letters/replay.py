@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import polars as pl
-from confluent_kafka.admin import AdminClient
 
 from flows.events.reader import is_end
-from flows.kafka.client import WAIT_S, client_config, cluster, producer_config
+from flows.kafka.client import WAIT_S, admin_client, client_config, cluster, producer_config
 from flows.kafka.consumer import PartitionConsumer
 from flows.kafka.producer import BatchProducer
 from flows.letters.log import LetterLog, messages_between, origin
@@ -28,7 +27,7 @@ def check_destinations(settings: Settings, letters: pl.DataFrame) -> None:
         BrokerUnreachable: no broker answers.
     """
     config, topics = client_config(settings.kafka), settings.topics
-    found = cluster(AdminClient(config), config["bootstrap.servers"], WAIT_S).topics
+    found = cluster(admin_client(config), config["bootstrap.servers"], WAIT_S).topics
     known = (topics.impressions.name, topics.labels.name)
     for topic, partition in letters.select("topic", "partition").unique().sort("*").iter_rows():
         where = f"topic {topic!r} partition {partition}"
