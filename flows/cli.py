@@ -26,6 +26,7 @@ from flows.run.setup import (
     folder_of,
     load_settings,
     new_folder,
+    parsed_addresses,
     parsed_speed,
     reachable_settings,
     store_of,
@@ -121,9 +122,7 @@ def run_one(
 
     folder = folder_of(run or "default")
     settings = load_settings(config or folder.config)
-    addresses = tuple(address or ())
-    if process_id >= max(1, len(addresses)):
-        fail(f"--process-id {process_id} must be below the {len(addresses)} addresses given")
+    addresses = parsed_addresses(address or [], process_id)
     placement = Placement(process_id=process_id, addresses=addresses, workers=workers)
     run_process(process, settings, folder, placement)
     gc.freeze()  # else the interpreter looks through all that was imported before it ends

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from flows.join.recovery import StateFull
 from flows.kafka.client import BrokerUnreachable
 from flows.run.errors import SPEAKING, exit_code, told
 from flows.run.process import announced
-from flows.run.setup import folder_of, parsed_speed
+from flows.run.setup import folder_of, parsed_addresses, parsed_speed
 from flows.run_folder import RunFolder
 from flows.settings import SettingsError
 
@@ -112,6 +113,15 @@ def test_bad_configuration_names_file_key_value_and_rule(
         (["replay", "kuairand", ".", "--speed=fast"], ["--speed", "'fast'", "positive"]),
         (["run", "das", "--process-id=1", "--config=bad.toml"], ["--process-id 1", "below the 0"]),
         (["run", "das", "--config=bad.toml"], ["kafka.bootstrap", "exfm up"]),
+        (["run", "das", "--config=bad.toml", "-a", "foo"], ["--address", "HOST:PORT", "'foo'"]),
+        (
+            ["run", "das", "--config=bad.toml", "-a", "localhost:99999"],
+            ["a port from 1 to 65535, got 'localhost:99999'"],
+        ),
+        (
+            ["run", "das", "--config=bad.toml", "-a", "localhost:7001", "-a", "localhost:7001"],
+            ["--address localhost:7001 must stand there once"],
+        ),
     ],
 )
 def test_wrong_use_is_one_clear_line(
@@ -145,6 +155,20 @@ def test_speed_is_max_or_positive() -> None:
     for text in ("0", "-1", "nan", "inf", ""):
         with pytest.raises(SystemExit):
             parsed_speed(text)
+
+
+def test_address_that_is_not_ours_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for host in ("127.0.0.1", "nowhere.invalid", "192.0.2.1"):
+            with pytest.raises(SystemExit) as ended:
+                parsed_addresses([f"{host}:{port}", "10.0.0.2:7001"], 0)
+            assert ended.value.code == 1
+            said = capsys.readouterr().err
+            assert said.startswith(f"exfm: --address {host}:{port}: this process cannot listen")
+    free = f"127.0.0.1:{port}"
+    assert parsed_addresses([free, "10.0.0.2:7001"], 0) == (free, "10.0.0.2:7001")
+    assert parsed_addresses([], 0) == ()
 
 
 def test_only_errors_that_speak_for_themselves_have_an_exit_code() -> None:

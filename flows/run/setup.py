@@ -1,8 +1,12 @@
-"""What a command line names: a run's folder, its configuration, a speed; errors are one line."""
+"""What a command line names: a run's folder, its configuration, addresses, a speed.
+
+Errors are one line.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
 
 FAILED, MISCONFIGURED = 1, 2
 RUNS = Path("runs")
+MAX_PORT = 65_535
 PLAIN_WIDTH = 160
 """Columns of tables that go to a file or a pipe."""
 
@@ -136,3 +141,36 @@ def parsed_speed(text: str) -> float | None:
     if not 0 < speed < float("inf"):
         fail(f"--speed must be max or a positive number, got {text!r}")
     return speed
+
+
+def parsed_addresses(texts: list[str], process_id: int) -> tuple[str, ...]:
+    """Addresses of the processes of a flow, of which this one can listen on its own.
+
+    Args:
+        texts: `host:port` of each; none: this process alone.
+        process_id: position of this one.
+    """
+    if process_id >= max(1, len(texts)):
+        fail(f"--process-id {process_id} must be below the {len(texts)} addresses given")
+    for text in texts:
+        host, _, port = text.rpartition(":")
+        if not (host and port.isascii() and port.isdecimal() and 0 < int(port) <= MAX_PORT):
+            fail(f"--address must be HOST:PORT with a port from 1 to {MAX_PORT}, got {text!r}")
+        if texts.count(text) > 1:
+            fail(f"--address {text} must stand there once: each process has its own")
+    if texts:
+        listen_once(texts[process_id])
+    return tuple(texts)
+
+
+def listen_once(address: str) -> None:
+    """See that this process can listen on an address."""
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        family = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, int(port)), family=family).close()
+    except OSError as error:
+        number = error.errno or 0
+        why = os.strerror(number) if number > 0 else error.strerror
+        fail(f"--address {address}: this process cannot listen there: {why}", FAILED)
