@@ -24,6 +24,7 @@ from flows.durations import Seconds, SecondsOrZero
 from flows.event_settings import Market, Noise
 from flows.kafka_settings import Kafka
 from flows.registry_settings import SchemaRegistry
+from flows.topic_names import TopicName
 from models.schema import Distillation, Encoding, Feature, Learning, Name, Network, Value, named
 
 if sys.version_info >= (3, 11):
@@ -42,7 +43,7 @@ class SettingsError(ValueError):
 class Topic(Value):
     """One Kafka topic."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+    name: TopicName
     partitions: Annotated[int, Field(ge=1, le=1000)] = 2
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from flows.run_lock import held
 from flows.runner import Placement, run_flow, stop_requested
 from flows.settings import Settings
 
+PLAN = "plan.json"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -55,13 +57,44 @@ def backfill(settings: Settings, request: Request, target: Target, watch: Watch)
         OffsetLost: retention has deleted what was not read yet.
     """
     settings = target.settings(settings)
-    target.refuse_finished()
-    folder = target.folder
-    with held(folder / ".lock", f"backfill {folder}"):
-        target.refuse_finished()  # by the process that held it until now
+    with at_work(target):
         made = planned(settings, request, target)
         with own_state(target):
             return attempt(settings, made, target, watch)
+
+
+@contextmanager
+def at_work(target: Target) -> Iterator[None]:
+    """Hold the folder of a backfill; if there is no plan at the end, it goes again.
+
+    Raises:
+        BackfillRefused: the backfill is finished, or its folder cannot be written.
+        InUse: another process works on it.
+    """
+    folder = target.folder
+    with ExitStack() as stack:
+        try:
+            target.refuse_finished()
+            new = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(folder / ".lock", f"backfill {folder}"))
+        except OSError as error:
+            why = f"{error.filename} cannot be written: {error.strerror}"
+            raise BackfillRefused(f"{target.named}: {why}; name another") from error
+        try:
+            target.refuse_finished()  # by the process that held it until now
+            yield
+        finally:
+            if not (folder / PLAN).exists():
+                remove(folder, new[1:])
+
+
+def remove(folder: Path, parents: list[Path]) -> None:
+    """Remove a folder, and those above it that are empty then, the nearest first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        for parent in parents:
+            parent.rmdir()
 
 
 def attempt(settings: Settings, made: Plan, target: Target, watch: Watch) -> Result | None:
@@ -115,7 +148,7 @@ def planned(settings: Settings, request: Request, target: Target) -> Plan:
     Raises:
         BackfillRefused: the first attempt was for another request or configuration.
     """
-    path = target.folder / "plan.json"
+    path = target.folder / PLAN
     asked, wanted = as_json(request), configured(settings)
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from flows.backfill.parquet import write_parquet
 from flows.backfill.plan import BackfillRefused, Plan
 from flows.backfill.result import Result
@@ -16,7 +18,7 @@ from flows.backfill.sinks import BackfillSink, ExampleFiles, ExampleTopic
 from flows.kafka.client import client_config, ensure
 from flows.kafka.consumer import PartitionConsumer
 from flows.run_folder import RunFolder, write_json
-from flows.settings import Settings, Topic
+from flows.settings import Settings, SettingsError, Topic
 
 MANIFEST = "_backfill.json"
 """In the folder of finished Parquet files; readers of data sets pass over its name."""
@@ -39,6 +41,8 @@ class Target:
     """Of the plan and the state, until the backfill is finished."""
     anew: str
     """What to do instead of going on."""
+    named: str
+    """The option that names it."""
 
     @abstractmethod
     def settings(self, settings: Settings) -> Settings:
@@ -73,14 +77,23 @@ class TopicTarget(Target):
     """Another topic of examples, which a trainer can read to its end."""
 
     def __init__(self, run: RunFolder, name: str) -> None:
-        self._name = name
+        """Fill a topic.
+
+        Raises:
+            SettingsError: Kafka takes no such name.
+        """
+        self.named, self._name = f"--topic {name!r}", name
+        try:
+            Topic(name=name)
+        except ValidationError as error:
+            raise SettingsError(f"{self.named}: {error.errors()[0]['msg']}") from error
         self.folder = run.root / "backfills" / name
         self.anew = f"remove {self.folder}, and begin again with another topic"
 
     def settings(self, settings: Settings) -> Settings:
         """With another topic of examples."""
         if self._name in [topic.name for _, topic in settings.topics]:
-            raise BackfillRefused(f"--topic {self._name!r} is a topic of the run; name another")
+            raise BackfillRefused(f"{self.named} is a topic of the run; name another")
         topic = Topic(name=self._name, partitions=settings.topics.examples.partitions)
         return with_examples(settings, topic)
 
@@ -122,7 +135,15 @@ class ParquetTarget(Target):
     """A folder of Parquet files, which appears when they are complete."""
 
     def __init__(self, path: Path) -> None:
+        """Make a folder.
+
+        Raises:
+            BackfillRefused: the path is that of the whole file system.
+        """
         self._path = Path(os.path.abspath(path))
+        self.named = f"--parquet {self._path}"
+        if not self._path.name:
+            raise BackfillRefused(f"{self.named} is no folder that can be made; name another")
         self.folder = self._path.with_name(f".{self._path.name}.backfill")
         self.anew = f"remove {self.folder} to begin again"
 
@@ -140,8 +161,10 @@ class ParquetTarget(Target):
             )
         if self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir())):
             raise BackfillRefused(
-                f"--parquet {self._path} exists, and is no folder that is empty; name another"
+                f"{self.named} exists, and is no folder that is empty; name another"
             )
+        if self._path.is_mount():
+            raise BackfillRefused(f"{self.named} is a mount point; name a folder in it")
 
     def prepare(self, settings: Settings) -> None:
         """Nothing: the folder is new."""
