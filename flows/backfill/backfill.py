@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.backfill.course import BackfillAhead, Course
-from flows.backfill.plan import BackfillRefused, Plan, Request, plan
+from flows.backfill.plan import BackfillRefused, Plan, Request, limits, plan
 from flows.backfill.result import Result
+from flows.backfill.set_aside import told
 from flows.backfill.sources import bounded_sources
 from flows.backfill.targets import Target, Watch
 from flows.das import build
@@ -31,6 +32,8 @@ from flows.runner import Placement, run_flow, stop_requested
 from flows.settings import Settings
 
 PLAN = "plan.json"
+BACKFILL_VERSION = 2
+"""Of what is kept beside the state of the join."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -114,8 +117,24 @@ def attempt(settings: Settings, made: Plan, target: Target, watch: Watch) -> Res
     if stop_requested():
         return None
     result = Result.of(settings, made, course, state, sink.shards.values())
+    refuse_strangers(target, result)
     target.finish(settings, sink, result, watch)
     return result
+
+
+def refuse_strangers(target: Target, result: Result) -> None:
+    """Refuse a log of which the configuration accepts nothing; another one begins anew.
+
+    Raises:
+        BackfillRefused: of a topic that has events, none was accepted.
+    """
+    for topic, counts in result.rejected_topics.items():
+        (target.folder / PLAN).unlink()
+        raise BackfillRefused(
+            f"topic {topic!r}: {told(counts)} were set aside, so nothing was made: this "
+            "configuration is not that of the topic; name the right one by --config, or begin "
+            f"behind these events by --start{target.spent}"
+        )
 
 
 @contextmanager
@@ -178,7 +197,7 @@ def refuse_change(target: Target, what: str, then: dict[str, Any], now: dict[str
 
 def as_json(request: Request) -> dict[str, Any]:
     """A request in plain data."""
-    raw = asdict(request)
+    raw = {**asdict(request), **limits(request.from_ms, request.to_ms)}
     for option in ("starts", "ends"):
         raw[option] = {f"{topic}:{p}": offset for (topic, p), offset in raw[option].items()}
     return raw
@@ -189,6 +208,10 @@ def configured(settings: Settings) -> dict[str, Any]:
     topics = settings.topics
     return {
         **made_for(settings),
+        "backfill_version": BACKFILL_VERSION,
+        "domains": list(settings.domains),
+        "topics.impressions.format": topics.impressions.format,
+        "topics.labels.format": topics.labels.format,
         "topics.impressions.lateness_s": topics.impressions.lateness_s,
         "topics.labels.lateness_s": topics.labels.lateness_s,
         "das.repeat_horizon_s": settings.das.repeat_horizon_s,

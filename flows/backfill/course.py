@@ -25,6 +25,8 @@ class Course:
     """The partition that has it."""
     left_open: dict[str, int] = field(default_factory=dict)
     """Impressions behind the cap, by partition."""
+    judged: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Events read, by partition and what became of them (flows/backfill/set_aside.py)."""
     offsets: dict[str, int] = field(default_factory=dict)
     unread: dict[str, int] = field(default_factory=dict)
     """Watermark of each partition whose span is not read yet, as far as this process knows."""

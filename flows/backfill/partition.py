@@ -20,6 +20,7 @@ from bytewax.inputs import StatefulSourcePartition
 
 from flows.backfill.course import Course, Range
 from flows.backfill.plan import BackfillRefused, Span
+from flows.backfill.set_aside import Judged
 from flows.join.segments import times
 from flows.join.sources import InputPartition, Item
 from flows.join.watermarks import Source
@@ -28,8 +29,9 @@ from flows.runner import stop_requested
 
 PAUSE = timedelta(milliseconds=10)
 """Between two looks of a partition that is left out at the others."""
-State: TypeAlias = "tuple[Any, list[tuple[str, int, int]], int, bool]"
-"""Of the join's own partition; watermarks; rows left open; whether the span is read."""
+State: TypeAlias = "tuple[Any, list[tuple[str, int, int]], int, dict[str, int], bool]"
+"""Of the join's own partition; watermarks; rows left open; events by what became of them; whether
+the span is read."""
 
 
 Saved: TypeAlias = "tuple[dict[Source, int], int, bool]"
@@ -48,6 +50,8 @@ class Part:
     needed: Range
     shards: Sequence[int]
     """Those that have rows in it, and hear of its watermarks."""
+    judged: Judged | None
+    """What became of its events; None: it has predictions."""
 
 
 class BoundedPartition(StatefulSourcePartition[Item, State]):
@@ -57,12 +61,14 @@ class BoundedPartition(StatefulSourcePartition[Item, State]):
         """Begin or go on; without an `inner`, the span is read."""
         self._name, self._shards, self._needed = part.name, part.shards, part.needed
         self._start, self._end = part.span.start, part.span.end
+        self._judged = part.judged
         self._inner: InputPartition | None
         self._inner, self._position = inner or (None, lambda: part.span.end)
         self._course = course
         self._marks, self._open, self._done = saved
         self._following = False
         course.left_open[self._name] = self._open
+        self._count([])
         course.unread[self._name] = min(self._marks.values())
         if self._done:
             self._finish()
@@ -76,7 +82,9 @@ class BoundedPartition(StatefulSourcePartition[Item, State]):
         if self._position() >= self._end:
             self._finish()
             return []
-        items = [kept for item in self._inner.next_batch() if (kept := self._kept(item))]
+        found = self._inner.next_batch()
+        self._count(found)
+        items = [kept for item in found if (kept := self._kept(item))]
         self._course.at(self._name, min(self._position(), self._end) - self._start)
         watermark_ms = min(self._marks.values())
         self._course.unread[self._name] = watermark_ms
@@ -94,7 +102,9 @@ class BoundedPartition(StatefulSourcePartition[Item, State]):
     def snapshot(self) -> State:
         """Where to go on."""
         inner = None if self._inner is None else self._inner.snapshot()
-        return inner, [(*source, ms) for source, ms in self._marks.items()], self._open, self._done
+        marks = [(*source, ms) for source, ms in self._marks.items()]
+        counts = {} if self._judged is None else self._judged.counts
+        return inner, marks, self._open, counts, self._done
 
     def close(self) -> None:
         """Leave the topic."""
@@ -126,6 +136,11 @@ class BoundedPartition(StatefulSourcePartition[Item, State]):
         return [
             (str(s), ("watermark", s, source, ts_ms)) for s in self._shards for source in raised
         ]
+
+    def _count(self, found: list[Item]) -> None:
+        if self._judged is not None:
+            self._judged.settle([rest[1] for _, (what, _, *rest) in found if what == "rows"])
+            self._course.judged[self._name] = self._judged.counts
 
     def _kept(self, item: Item) -> Item | None:
         key, (what, shard, *rest) = item

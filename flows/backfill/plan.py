@@ -81,8 +81,7 @@ class Plan:
         """Plain data."""
         spans = {kind: [[s.start, s.end] for s in spans] for kind, spans in self.spans.items()}
         return {
-            "from_ms": self.from_ms,
-            "to_ms": self.to_ms,
+            **limits(self.from_ms, self.to_ms),
             "leave_out_quiet": self.leave_out_quiet,
             "spans": spans,
         }
@@ -91,13 +90,26 @@ class Plan:
     def of_json(raw: dict[str, Any]) -> Plan:
         """The plan that `as_json` wrote."""
         spans = {k: [Span(start=a, end=b) for a, b in raw["spans"][k]] for k in INPUTS}
-        given = {name: raw[name] for name in ("from_ms", "to_ms", "leave_out_quiet")}
-        return Plan(**given, spans=spans)
+        from_ms, to_ms = raw["from_ms"], raw["to_ms"]
+        return Plan(
+            from_ms=BEGIN_MS if from_ms is None else from_ms,
+            to_ms=END_MS if to_ms is None else to_ms,
+            leave_out_quiet=raw["leave_out_quiet"],
+            spans=spans,
+        )
 
     @property
     def num_offsets(self) -> int:
         """Offsets to read, of all partitions."""
         return sum(s.end - s.start for spans in self.spans.values() for s in spans)
+
+
+def limits(from_ms: int, to_ms: int) -> dict[str, int | None]:
+    """A range in plain data; null where it has no limit."""
+    return {
+        "from_ms": None if from_ms == BEGIN_MS else from_ms,
+        "to_ms": None if to_ms == END_MS else to_ms,
+    }
 
 
 def plan(settings: Settings, request: Request) -> Plan:

@@ -14,6 +14,7 @@ from rich.table import Table
 from flows.backfill.course import Course
 from flows.backfill.plan import Plan
 from flows.backfill.rows import ShardRows
+from flows.backfill.set_aside import by_topic, reasons
 from flows.join.admission import REPEATS
 from flows.join.recovery import SavedShard, saved_shards
 from flows.join.segments import SegmentFolder, SegmentStore
@@ -43,6 +44,8 @@ class Result:
     """Of the inputs that ended before the range did, the one with the least event time."""
     left_open: int
     """Impressions of the range with a window that was not complete at the end."""
+    events: dict[str, dict[str, int]]
+    """Events read of each topic, by what became of them (flows/backfill/set_aside.py)."""
 
     @classmethod
     def of(
@@ -78,17 +81,34 @@ class Result:
             through_ms=END_MS if ended else done_ms,
             held_by="" if ended else course.held_by,
             left_open=pending + sum(course.left_open.values()),
+            events=by_topic(course.judged),
         )
 
+    @property
+    def rejected_topics(self) -> dict[str, dict[str, int]]:
+        """Of `events`: topics of which nothing was accepted, though there were events."""
+        return {t: counts for t, counts in self.events.items() if reasons(counts) == counts != {}}
+
+    @property
+    def set_aside(self) -> dict[str, dict[str, int]]:
+        """Of `events`: topics of which some were set aside."""
+        return {topic: counts for topic, counts in self.events.items() if reasons(counts)}
+
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        """Plain data; a time that is none is null."""
+        complete = self.through_ms == END_MS
+        through_ms = None if complete or self.through_ms == BEGIN_MS else self.through_ms
+        return {**asdict(self), "complete": complete, "through_ms": through_ms}
 
     def tables(self, title: str) -> Group:
         """For people."""
         parts: list[Any] = [self._tasks(title)]
         for name in ("domain", "day"):
             parts.append(self._counted(name))
+        if self.set_aside:
+            parts.append(self._set_aside())
+        if not self.examples and not self.left_open:
+            parts.append("No impression of the range was in the log: there are no examples")
         if self.through_ms < END_MS:
             held = f", where the log of {self.held_by} ends" if self.held_by else ""
             through = "the beginning" if self.through_ms == BEGIN_MS else moment(self.through_ms)
@@ -124,6 +144,16 @@ class Result:
             table.add_row(key, f"{found[key]:,}")
         if len(found) > MOST_DAYS:
             table.add_row(f"{len(found) - MOST_DAYS} more", f"{sum(found.values()):,} in all")
+        return table
+
+    def _set_aside(self) -> Table:
+        table = Table(title="Events that were set aside")
+        for head in ("topic", "reason", "events", "share"):
+            table.add_column(head, justify="right" if head in ("events", "share") else "left")
+        for topic, counts in self.set_aside.items():
+            for reason, number in reasons(counts).items():
+                share = percent(number / sum(counts.values()))
+                table.add_row(topic, reason, f"{number:,}", share)
         return table
 
     def _count(self, name: str) -> int:

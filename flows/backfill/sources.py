@@ -9,7 +9,8 @@ from bytewax.inputs import FixedPartitionedSource
 
 from flows.backfill.course import Course, Range
 from flows.backfill.partition import BoundedPartition, Inner, Part, State
-from flows.backfill.plan import INPUTS, Kind, Plan, Span, topic_of
+from flows.backfill.plan import INPUTS, Kind, Plan, topic_of
+from flows.backfill.set_aside import Judged
 from flows.events.reader import EventReader
 from flows.join.read_ahead import ReadAhead
 from flows.join.seal import opened
@@ -19,7 +20,7 @@ from flows.kafka.client import client_config
 from flows.kafka.consumer import PartitionConsumer
 from flows.kafka.lost_offsets import LostOffsets
 from flows.records import BEGIN_MS
-from flows.settings import Settings
+from flows.settings import EventTopic, Settings
 
 
 class BoundedSource(FixedPartitionedSource[Item, State]):
@@ -42,7 +43,7 @@ class BoundedSource(FixedPartitionedSource[Item, State]):
         """One partition, from the start of its span or from a snapshot."""
         partition = int(for_part)
         span = self._plan.spans[self._kind][partition]
-        saved, marks, left_open, done = resume_state or (None, [], 0, False)
+        saved, marks, left_open, counts, done = resume_state or (None, [], 0, {}, False)
         known: dict[Source, int] = dict.fromkeys(self._sources(partition), BEGIN_MS)
         known |= {(kind, p): ms for kind, p, ms in marks}
         part = Part(
@@ -50,9 +51,16 @@ class BoundedSource(FixedPartitionedSource[Item, State]):
             span=span,
             needed=self._needed,
             shards=self._shards(partition),
+            judged=self._judged(counts),
         )
-        inner = None if done else self._inner(partition, saved, span)
+        inner = None if done else self._inner(partition, saved, part)
         return BoundedPartition(part, self._course, (known, left_open, done), inner)
+
+    def _judged(self, counts: dict[str, int]) -> Judged | None:
+        topic = topic_of(self._settings, self._kind)
+        if not isinstance(topic, EventTopic):
+            return None
+        return Judged(counts, self._needed.last_ms + topic.lateness_ms)
 
     def _shards(self, partition: int) -> Sequence[int]:
         if self._kind == "fm_predictions":
@@ -65,13 +73,14 @@ class BoundedSource(FixedPartitionedSource[Item, State]):
             return [(TEACHER, p) for p in range(self._settings.topics.impressions.partitions)]
         return [(self._kind, partition)]
 
-    def _inner(self, partition: int, saved: Any, span: Span) -> Inner:
+    def _inner(self, partition: int, saved: Any, part: Part) -> Inner:
+        span = part.span
         if self._kind == "fm_predictions":
             return self._predictions(
                 partition, opened(saved) if saved else (span.start, {}), span.end
             )
         place, ended = opened(saved) if saved else ((span.start, BEGIN_MS), False)
-        reader = EventReader(self._settings, self._kind, partition, place, None, span.end)
+        reader = EventReader(self._settings, self._kind, partition, place, part.judged, span.end)
         inner = EventPartition(self._settings, self._kind, partition, reader, self._ahead, ended)
         return inner, lambda: reader.state()[0]
 

@@ -43,6 +43,8 @@ class Target:
     """What to do instead of going on."""
     named: str
     """The option that names it."""
+    spent: str = ""
+    """What to say of an output that cannot be used again once the join has run."""
 
     @abstractmethod
     def settings(self, settings: Settings) -> Settings:
@@ -89,6 +91,7 @@ class TopicTarget(Target):
             raise SettingsError(f"{self.named}: {error.errors()[0]['msg']}") from error
         self.folder = run.root / "backfills" / name
         self.anew = f"remove {self.folder}, and begin again with another topic"
+        self.spent = f"; topic {name!r} holds marks by now, so name another topic, too"
 
     def settings(self, settings: Settings) -> Settings:
         """With another topic of examples."""

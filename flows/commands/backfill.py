@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from flows.run.setup import Config, Run, console, existing_folder, fail, load_settings
+from flows.run.setup import Config, Run, console, existing_folder, fail, load_settings, warn
 
 if TYPE_CHECKING:
     from flows.backfill.plan import Request
-    from flows.backfill.targets import Watch
+    from flows.backfill.targets import Target, Watch
     from flows.run_folder import RunFolder
     from flows.settings import Settings
 
@@ -63,23 +63,31 @@ def backfill(
     Example: `exfm backfill --run market --from 2026-01-31 --to 2026-02-01 --parquet examples`
     """
     from flows.backfill.backfill import backfill as fill
-    from flows.backfill.targets import ParquetTarget, Target, TopicTarget
+    from flows.backfill.set_aside import told
     from flows.run.process import configure_logging
 
     configure_logging()
     folder = existing_folder(run)
-    if parquet is not None and topic is None:
-        target: Target = ParquetTarget(parquet)
-    elif topic is not None and parquet is None:
-        target = TopicTarget(folder, topic)
-    else:
-        fail("give one of --parquet DIR and --topic NAME")
+    target = target_of(folder, parquet, topic)
     request = requested(since, until, start or [], end or [], leave_out_quiet)
     with kafka_of(config, folder) as settings, watched() as watch:
         result = fill(settings, request, target, watch)
     if result is None:
         fail("stopped; the same command goes on where it was", STOPPED)
     console().print(result.tables(f"Backfill to {parquet or topic}"))
+    for name, counts in result.set_aside.items():
+        warn(f"topic {name!r}: {told(counts)} were set aside, and count for no example")
+
+
+def target_of(folder: RunFolder, parquet: Path | None, topic: str | None) -> Target:
+    """Where the examples of a run's log shall go."""
+    from flows.backfill.targets import ParquetTarget, TopicTarget
+
+    if parquet is not None and topic is None:
+        return ParquetTarget(parquet)
+    if topic is not None and parquet is None:
+        return TopicTarget(folder, topic)
+    fail("give one of --parquet DIR and --topic NAME")
 
 
 def requested(

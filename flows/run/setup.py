@@ -42,9 +42,14 @@ def console() -> Console:
     return found if found.is_terminal else Console(width=PLAIN_WIDTH)
 
 
+def warn(message: str) -> None:
+    """Say something on stderr."""
+    sys.stderr.write(f"exfm: {message}\n")
+
+
 def fail(message: str, code: int = MISCONFIGURED) -> NoReturn:
     """Say why on stderr and exit."""
-    sys.stderr.write(f"exfm: {message}\n")
+    warn(message)
     sys.exit(code)
 
 
