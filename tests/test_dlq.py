@@ -93,6 +93,8 @@ def test_since_is_an_age_or_a_time() -> None:
         assert parsed_since(text) == pytest.approx(now_ms - 1000 * age_s, abs=10_000)
     assert parsed_since("2026-01-31T12:00") == parsed_since("2026-01-31T13:00:00+01:00")
     assert parsed_since("1970-01-02") == 86_400_000
+    for before in ("1969-01-01", "0001-01-01", "99999999999999d", f"{'9' * 400}s"):
+        assert parsed_since(before) == 0
     for bad in ("", "10", "10w", "yesterday"):
         with pytest.raises(ValueError, match="--since is an age as"):
             parsed_since(bad)
@@ -200,6 +202,7 @@ def test_since_leaves_older_letters_out(
     last_ms = LetterLog(settings).index()["at_ms"].max()
     assert isinstance(last_ms, int)
     assert LetterLog(settings).index(last_ms + 1).is_empty()
+    assert LetterLog(settings).index(0).equals(LetterLog(settings).index())
     deadline_s = time.monotonic() + 10
     while 1000 * time.time() < last_ms + 2:
         assert time.monotonic() < deadline_s
@@ -225,6 +228,10 @@ def test_show_gives_headers_and_bytes(rejected: tuple[Settings, RunFolder], tmp_
     out = tmp_path / "letter"
     assert exfm(folder, "show", f"{place}:1", f"--out={out}").exit_code == 0
     assert out.read_bytes() == BINARY
+    for nowhere in (tmp_path, tmp_path / "no" / "letter"):
+        refused = exfm(folder, "show", f"{place}:1", f"--out={nowhere}")
+        assert refused.exit_code == 1
+        assert refused.stderr.startswith(f"exfm: --out {nowhere} cannot be written: ")
     several = exfm(folder, "show", "--raw")
     assert (several.exit_code, "take one dead letter, 5 are chosen" in several.stderr) == (2, True)
     for arguments, code in ((["show", "x:1:1"], 1), (["show", "x"], 2), (["ls", "--since=x"], 2)):
@@ -259,8 +266,22 @@ def test_replay_sends_each_event_once_byte_for_byte(
 
 
 @pytest.mark.kafka
+@pytest.mark.parametrize("command", ["ls", "show", "replay"])
+def test_topic_without_which_there_are_no_letters_is_named(
+    kafka_settings: Settings, tmp_path: Path, command: str
+) -> None:
+    raw = kafka_settings.model_dump()
+    raw["topics"]["dead_letters"]["name"] = "nowhere"
+    folder = RunFolder(tmp_path / "run")
+    folder.root.mkdir()
+    folder.config.write_text(dump(Settings.model_validate(raw)))
+    done = exfm(folder, command)
+    assert (done.exit_code, "no topic 'nowhere'" in done.stderr) == (1, True)
+
+
+@pytest.mark.kafka
 def test_part_of_an_event_is_not_sent(
-    rejected: tuple[Settings, RunFolder], producer: BatchProducer
+    rejected: tuple[Settings, RunFolder], producer: BatchProducer, tmp_path: Path
 ) -> None:
     settings, folder = rejected
     name = settings.topics.impressions.name
@@ -270,6 +291,10 @@ def test_part_of_an_event_is_not_sent(
     )
     producer.flush()
     assert "first bytes of an event" in exfm(folder, "show", "--reason=huge").output
+    out = tmp_path / "letter"
+    raw = exfm(folder, "show", "--reason=huge", "--raw", f"--out={out}")
+    assert (raw.exit_code, raw.stdout_bytes, out.read_bytes()) == (1, b"[[[", b"[[[")
+    assert "the letter is cut: these are the first 3 of 9 bytes of the event" in raw.stderr
     done = exfm(folder, "replay", "--yes")
     assert "1 of them hold only the first bytes" in done.output
     assert "5 events sent and acknowledged" in done.output

@@ -77,8 +77,8 @@ def show(
 
     Example: `exfm dlq show labels:0:17 --out label.json --run market`
     """
-    from flows.letters.log import distinct
-    from flows.letters.tables import letter_text
+    from flows.letters.log import distinct, is_cut
+    from flows.letters.tables import cut_short, letter_text
 
     settings = reachable_settings(config, existing_folder(run))
     log, letters = chosen(settings, places, topic, reason, since)
@@ -91,11 +91,13 @@ def show(
         return
     if letters.height > 1:
         fail(f"--raw and --out take one dead letter, {letters.height:,} are chosen: name its place")
-    data = next(log.messages(letters)).value() or b""
+    letter = next(log.messages(letters))
     if out is not None:
-        out.write_bytes(data)
+        write(letter.value() or b"", out)
     if raw:
-        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(letter.value() or b"")
+    if is_cut(letter):
+        fail(cut_short(letter), FAILED)
 
 
 @app.command()
@@ -142,6 +144,14 @@ def replay(
     console().print(f"{sent(settings, log, letters):,} events sent and acknowledged")
 
 
+def write(data: bytes, out: Path) -> None:
+    """Write a file."""
+    try:
+        out.write_bytes(data)
+    except OSError as error:
+        fail(f"--out {out} cannot be written: {error.strerror}", FAILED)
+
+
 def chosen(
     settings: Settings,
     places: list[str] | None,
@@ -159,6 +169,9 @@ def chosen(
     except ValueError as error:
         fail(str(error))
     log = LetterLog(settings)
+    if not log.exists:
+        name = settings.topics.dead_letters.name
+        fail(f"there is no topic {name!r}; topics.dead_letters.name must name one", FAILED)
     return log, choice.of(log.index(since_ms))
 
 

@@ -82,13 +82,16 @@ def parsed_places(texts: Sequence[str]) -> tuple[Place, ...]:
 def parsed_since(text: str) -> int:
     """Wall clock in ms of an age as `10m`, or of a time in ISO 8601 (UTC unless it says).
 
+    Whatever is before 1970 is 0: no record of a broker is older.
+
     Raises:
         ValueError: it is neither.
     """
     age = AGE.fullmatch(text)
     if age is not None:
-        return round(1000 * (time.time() - float(age["number"]) * UNITS_S[age["unit"]]))
-    return parsed_time(text, "--since is an age as 90s, 10m, 2h or 1d, or a time")
+        since_s = time.time() - float(age["number"]) * UNITS_S[age["unit"]]
+        return round(1000 * max(0.0, since_s))
+    return max(0, parsed_time(text, "--since is an age as 90s, 10m, 2h or 1d, or a time"))
 
 
 def parsed_time(text: str, rule: str) -> int:

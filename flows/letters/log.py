@@ -55,7 +55,9 @@ class LetterLog:
         self._topic = settings.topics.dead_letters.name
         self._admin = admin_client(self._config)
         found = cluster(self._admin, self._config["bootstrap.servers"], WAIT_S).topics
-        self._partitions = sorted(found[self._topic].partitions) if self._topic in found else []
+        self.exists = self._topic in found
+        """Whether there is such a topic."""
+        self._partitions = sorted(found[self._topic].partitions) if self.exists else []
 
     def index(self, since_ms: int | None = None) -> pl.DataFrame:
         """Letters in the columns of `SCHEMA`, in the order of the log, repeats included.

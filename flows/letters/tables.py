@@ -86,6 +86,14 @@ def letter_text(message: Message) -> str:
     return "\n".join([*lines, *payload_lines(message.value())])
 
 
+def cut_short(message: Message) -> str:
+    """What is missing of a letter that holds only the first bytes of its event."""
+    size = dict(message.headers() or ())["size"]
+    whole = size.decode(errors="replace") if isinstance(size, bytes) else "-"
+    num = len(message.value() or b"")
+    return f"the letter is cut: these are the first {num:,} of {whole} bytes of the event"
+
+
 def payload_lines(value: bytes | None) -> list[str]:
     """Bytes as text if they are UTF-8, else as hexadecimal digits."""
     if value is None:
