@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from flows.cli import app
 from flows.config_file import dump
-from flows.events.dead_letters import DeadLetters
+from flows.events.dead_letters import REPLAY_OF, DeadLetters
 from flows.events.reader import EventReader
 from flows.kafka.client import client_config
 from flows.kafka.producer import BatchProducer
@@ -166,6 +166,20 @@ def set_aside(settings: Settings, producer: BatchProducer, end: int, first: int 
         reader.read()
     reader.flush()
     reader.close()
+
+
+@pytest.mark.kafka
+def test_letter_of_an_event_that_was_sent_again_says_where_it_stood_first(
+    kafka_settings: Settings, producer: BatchProducer
+) -> None:
+    name = kafka_settings.topics.impressions.name
+    for headers in ({}, {REPLAY_OF: b"impressions:1:0"}, {"other": b"x"}):
+        producer.send(name, BINARY, partition=1, headers=headers)
+    producer.flush()
+    set_aside(kafka_settings, producer, 3)
+    log = LetterLog(kafka_settings)
+    found = [dict(m.headers() or ()).get("replay_of") for m in log.messages(log.index())]
+    assert found == [None, b"impressions:1:0", None]
 
 
 def exfm(folder: RunFolder, *arguments: str) -> Result:

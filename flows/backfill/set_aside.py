@@ -45,6 +45,7 @@ class Judged(DeadLetters):
         reason: str,
         index: int | None = None,
         key: bytes | None = None,
+        replay_of: bytes | None = None,
     ) -> None:
         """Note that an event was set aside."""
         self._letters.append((offset, reason))

@@ -7,6 +7,8 @@ from flows.kafka.producer import BatchProducer
 
 MAX_LETTER_BYTES = MAX_MESSAGE_BYTES // 2
 """More is cut off: a letter that no topic takes would stop the flow for ever."""
+REPLAY_OF = "exfm-replay-of"
+"""Header of an event that was sent again: its first place, `topic:partition:offset[:index]`."""
 
 
 class DeadLetters:
@@ -26,6 +28,7 @@ class DeadLetters:
         reason: str,
         index: int | None = None,
         key: bytes | None = None,
+        replay_of: bytes | None = None,
     ) -> None:
         """Send one letter; a crash may repeat it.
 
@@ -39,6 +42,7 @@ class DeadLetters:
             reason: why, one of few names.
             index: the row, if the rest of the message was good.
             key: of the message that held it.
+            replay_of: its header REPLAY_OF, if it was sent again.
         """
         headers = {
             "reason": reason.encode(),
@@ -48,6 +52,8 @@ class DeadLetters:
         }
         if index is not None:
             headers["index"] = b"%d" % index
+        if replay_of is not None:
+            headers["replay_of"] = replay_of
         if rejected is not None and len(rejected) > MAX_LETTER_BYTES:
             headers["size"] = b"%d" % len(rejected)
             rejected = rejected[:MAX_LETTER_BYTES]

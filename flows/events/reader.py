@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from confluent_kafka import Message
 
-from flows.events.dead_letters import DeadLetters
+from flows.events.dead_letters import REPLAY_OF, DeadLetters
 from flows.events.decoding import EventDecoder, Rejected
 from flows.events.lateness import Lateness
 from flows.events.rules import EventRules, impression_rules, label_rules
@@ -192,6 +192,7 @@ class EventReader:
             rejected.reason,
             rejected.index,
             rejected.message.key(),
+            first_place(rejected.message),
         )
 
 
@@ -208,6 +209,12 @@ def newest_ms(messages: Sequence[Message], ahead_ms: int) -> Times:
     stamps = map(itemgetter(1), map(Message.timestamp, messages))
     stamp_M = np.fromiter(stamps, np.int64, len(messages))
     return np.where(stamp_M > 0, np.minimum(stamp_M, END_MS) + ahead_ms, END_MS)
+
+
+def first_place(message: Message) -> bytes | None:
+    """Where an event that was sent again stood first; None for any other."""
+    found = dict(message.headers() or ()).get(REPLAY_OF)
+    return found if isinstance(found, bytes) else None
 
 
 def end_of(messages: Sequence[Message]) -> int | None:
