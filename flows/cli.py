@@ -17,6 +17,7 @@ from flows.commands import backfill, bench, das, dlq
 from flows.run.errors import end, told
 from flows.run.setup import (
     FAILED,
+    INTERRUPTED,
     Config,
     Run,
     begin,
@@ -32,7 +33,6 @@ from flows.run.setup import (
     store_of,
 )
 
-INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,

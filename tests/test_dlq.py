@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,10 +21,11 @@ from flows.config_file import dump
 from flows.events.dead_letters import REPLAY_OF, DeadLetters
 from flows.events.reader import EventReader
 from flows.kafka.client import client_config
-from flows.kafka.producer import BatchProducer
+from flows.kafka.producer import BatchProducer, DeliveryError
 from flows.letters.choice import Choice, parsed_places, parsed_since
-from flows.letters.log import SCHEMA, LetterLog, distinct, messages_between
-from flows.letters.replay import ReplayRefused, check_destinations
+from flows.letters.log import SCHEMA, LetterLog, distinct, messages_between, origin
+from flows.letters.replay import ReplayRefused, check_destinations, replay
+from flows.letters.replay import send as send_one
 from flows.letters.tables import letter_text, payload_lines, summed
 from flows.records import END_HEADER
 from flows.run import broker_address
@@ -62,12 +64,23 @@ def places(letters: pl.DataFrame) -> list[tuple[str, int, int, int | None]]:
 
 
 def test_repeats_count_once() -> None:
-    late, not_json = summed(LETTERS).rows(named=True)
+    late, not_json = summed(distinct(LETTERS)).rows(named=True)
     assert (late["topic"], late["reason"], late["letters"], late["repeats"]) == ("i", "late", 4, 1)
-    assert (late["first"]["offset"], late["first_ms"], late["last_ms"]) == (17, 5000, 8000)
+    assert (late["first"]["offset"], late["first_ms"], late["last_ms"]) == (17, 6000, 8000)
     assert late["last"] == {"topic": "i", "partition": 0, "offset": 18, "index": 1}
     assert (not_json["letters"], not_json["repeats"]) == (1, 0)
-    assert distinct(LETTERS)["letter_offset"].to_list() == [0, 2, 3, 4, 5]
+    assert distinct(LETTERS)["letter_offset"].to_list() == [1, 2, 3, 4, 5]
+
+
+def test_newest_letter_of_an_event_counts() -> None:
+    letters = index_of(
+        (7000, "i", 0, 17, None, "late"),  # another partition may hold it behind the older one
+        (6000, "i", 0, 17, None, "unknown_domain"),
+        (5000, "i", 0, 17, 0, "unknown_domain"),
+    )
+    found = distinct(letters)
+    assert found.select("reason", "repeats").rows() == [("late", 1), ("unknown_domain", 0)]
+    assert Choice(reason="unknown_domain").of(found)["index"].to_list() == [0]
 
 
 def test_letters_are_chosen_by_topic_reason_and_place() -> None:
@@ -197,8 +210,9 @@ def test_ls_counts_events_not_copies(rejected: tuple[Settings, RunFolder]) -> No
     letters = LetterLog(settings).index()
     assert (letters.height, letters["topic"].null_count()) == (2 * len(REASONS) + 1, 1)
     found = distinct(letters)
-    assert dict(found.select("offset", "reason").rows()) == REASONS
-    counts = {r["reason"]: (r["letters"], r["repeats"]) for r in summed(letters).rows(named=True)}
+    own = found.drop_nulls("topic")
+    assert dict(own.select("offset", "reason").rows()) == REASONS
+    counts = {r["reason"]: (r["letters"], r["repeats"]) for r in summed(found).rows(named=True)}
     assert counts == {"not_utf8": (1, 1), "unknown_domain": (2, 2), "empty": (2, 2)}
     done = exfm(folder, "ls")
     assert done.exit_code == 0, done.output
@@ -273,10 +287,87 @@ def test_replay_sends_each_event_once_byte_for_byte(
     sent = events(settings, len(LOG))
     assert Counter(m.value() for m in sent) == Counter([ELSEWHERE, ELSEWHERE, *LOG[1:]])
     assert {m.key() for m in sent} == {b"user-7"}
-    set_aside(settings, producer, len(LOG) + len(sent), first=len(LOG))  # they are wrong still
-    again = distinct(LetterLog(settings).index())
-    assert again.height == len(REASONS) + len(sent)
-    assert set(again["offset"].to_list()) == {*REASONS, *(m.offset() for m in sent)}
+
+
+@pytest.mark.kafka
+def test_events_that_stay_wrong_are_sent_once_at_each_replay(
+    rejected: tuple[Settings, RunFolder], producer: BatchProducer
+) -> None:
+    settings, folder = rejected
+    end, place = len(LOG), f"{settings.topics.impressions.name}:1:2"
+    for times in range(1, 4):
+        assert "5 events sent and acknowledged" in exfm(folder, "replay", "--yes").output
+        set_aside(settings, producer, end + 5, first=end)
+        end += 5
+        index = LetterLog(settings).index()
+        assert index.height == (2 + times) * len(REASONS) + 1
+        letters = distinct(index).drop_nulls("topic")
+        assert dict(letters.select("offset", "reason").rows()) == REASONS
+        assert set(letters["repeats"].to_list()) == {1 + times}
+        (newest,) = (m for m in LetterLog(settings).messages(letters) if m.value() == BINARY)
+        assert dict(newest.headers() or ())["offset"] in {b"%d" % n for n in range(end - 5, end)}
+        shown = exfm(folder, "show", place).output
+        assert shown.count("set aside") == 1
+        assert "replay_of" in shown
+    assert f"{place}\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("replay_of", "known_by"),
+    [
+        (b"i:1:5", ("i", 1, 5, None)),
+        (b"i:1:5:3", ("i", 1, 5, 3)),
+        (b"i:0:5", ("i", 1, 17, 0)),  # of another partition
+        (b"l:1:5", ("i", 1, 17, 0)),
+        (b"i:1:17", ("i", 1, 17, 0)),  # not before it
+        (b"i:1:" + b"9" * 40, ("i", 1, 17, 0)),
+        (b"\xff", ("i", 1, 17, 0)),
+        (b"", ("i", 1, 17, 0)),
+    ],
+)
+def test_first_place_is_one_before_in_the_same_partition(
+    replay_of: bytes, known_by: tuple[str, int, int, int | None]
+) -> None:
+    headers = {"topic": b"i", "partition": b"1", "offset": b"17", "index": b"0"}
+    letter = Message("dead", headers={**headers, "reason": b"late", "replay_of": replay_of})
+    assert origin(letter) == (*known_by, "late")
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_replay_says_how_far_it_came(
+    rejected: tuple[Settings, RunFolder], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    settings, folder = rejected
+
+    def send(producer: BatchProducer, letter: Message) -> None:
+        send_one(producer, letter)
+        if letter.value() == BINARY:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr("flows.letters.replay.send", send)
+    done = exfm(folder, "replay", "--yes")
+    assert done.exit_code == 130
+    assert "interrupted: of 5, 1 events sent, 1 acknowledged" in done.stderr
+    assert len(events(settings, len(LOG))) == 1
+
+
+@pytest.mark.kafka
+def test_replay_that_fails_says_how_far_it_came(
+    rejected: tuple[Settings, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, _ = rejected
+    log, told = LetterLog(settings), list[int]()
+
+    def fails(producer: BatchProducer, letter: Message) -> None:
+        if len(told) == 2:
+            raise DeliveryError("full")
+        send_one(producer, letter)
+
+    monkeypatch.setattr("flows.letters.replay.send", fails)
+    letters = distinct(log.index()).drop_nulls("topic")
+    with pytest.raises(DeliveryError, match=r"^2 events sent, \d acknowledged: full$"):
+        replay(settings, log, letters, lambda: told.append(1))
 
 
 @pytest.mark.kafka
@@ -320,7 +411,7 @@ def test_replay_that_nobody_reads_is_refused(
     rejected: tuple[Settings, RunFolder], producer: BatchProducer
 ) -> None:
     settings, _ = rejected
-    letters = distinct(LetterLog(settings).index())
+    letters = distinct(LetterLog(settings).index()).drop_nulls("topic")
     check_destinations(settings, letters)
     name = settings.topics.impressions.name
     with pytest.raises(ReplayRefused, match="topic 'i' partition 0: the event topics"):

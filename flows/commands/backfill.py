@@ -10,15 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from flows.run.setup import Config, Run, console, existing_folder, fail, load_settings, warn
+from flows.run.setup import (
+    INTERRUPTED,
+    Config,
+    Run,
+    console,
+    existing_folder,
+    fail,
+    load_settings,
+    warn,
+)
 
 if TYPE_CHECKING:
     from flows.backfill.plan import Request
     from flows.backfill.targets import Target, Watch
     from flows.run_folder import RunFolder
     from flows.settings import Settings
-
-STOPPED = 130
 
 
 def backfill(
@@ -73,7 +80,7 @@ def backfill(
     with kafka_of(config, folder) as settings, watched() as watch:
         result = fill(settings, request, target, watch)
     if result is None:
-        fail("stopped; the same command goes on where it was", STOPPED)
+        fail("stopped; the same command goes on where it was", INTERRUPTED)
     console().print(result.tables(f"Backfill to {parquet or topic}"))
     for name, counts in result.set_aside.items():
         warn(f"topic {name!r}: {told(counts)} were set aside, and count for no example")

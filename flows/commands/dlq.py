@@ -10,6 +10,7 @@ import typer
 
 from flows.run.setup import (
     FAILED,
+    INTERRUPTED,
     Config,
     Run,
     console,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from flows.letters.log import LetterLog
+    from flows.letters.replay import Sent
     from flows.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Look at what was set aside, and send it again.")
@@ -77,12 +79,12 @@ def show(
 
     Example: `exfm dlq show labels:0:17 --out label.json --run market`
     """
-    from flows.letters.log import distinct, is_cut
+    from flows.letters.log import is_cut
     from flows.letters.tables import cut_short, letter_text
 
     settings = reachable_settings(config, existing_folder(run))
     log, letters = chosen(settings, places, topic, reason, since)
-    letters = distinct(letters)
+    letters = letters.drop_nulls("topic")
     if letters.is_empty():
         fail("no dead letter is chosen", FAILED)
     if not raw and out is None:
@@ -113,19 +115,18 @@ def replay(
 ) -> None:
     """Send dead letters back to the topics they came from: each event once, byte for byte.
 
-    Events that are still wrong come back as new dead letters.
+    Events that are still wrong come back as newer letters of the same events.
     Example: `exfm dlq replay --reason unknown_domain --run market --dry-run`
     """
     import polars as pl
 
-    from flows.letters.log import distinct
     from flows.letters.replay import check_destinations
     from flows.letters.tables import letters_table
 
     settings = reachable_settings(config, existing_folder(run))
     log, letters = chosen(settings, places, topic, reason, since)
     console().print(letters_table(letters, "To send"))
-    letters = distinct(letters)
+    letters = letters.drop_nulls("topic")
     if letters.is_empty():
         fail("no dead letter is chosen", FAILED)
     if letters["cut"].any():
@@ -133,15 +134,16 @@ def replay(
         letters = letters.filter(~pl.col("cut"))
         console().print(f"{num:,} of them hold only the first bytes of an event and stay")
     check_destinations(settings, letters)
-    console().print(
-        "What is still wrong with them, or late, comes back: a new dead letter with the same reason"
-    )
+    console().print("What is still wrong with them, or late, comes back: as a newer letter")
     if dry_run:
         console().print(f"{letters.height:,} events would be sent")
         return
     if not yes:
         typer.confirm(f"Send {letters.height:,} events?", abort=True)
-    console().print(f"{sent(settings, log, letters):,} events sent and acknowledged")
+    done = sent(settings, log, letters)
+    if done.events < letters.height:
+        fail(f"interrupted: of {letters.height:,}, {done}", INTERRUPTED)
+    console().print(f"{done.acknowledged:,} events sent and acknowledged")
 
 
 def write(data: bytes, out: Path) -> None:
@@ -159,9 +161,9 @@ def chosen(
     reason: str | None,
     since: str | None,
 ) -> tuple[LetterLog, pl.DataFrame]:
-    """The log, and those of its letters that a command names."""
+    """The log, and those of its letters that a command names: the newest of each event."""
     from flows.letters.choice import Choice, parsed_places, parsed_since
-    from flows.letters.log import LetterLog
+    from flows.letters.log import LetterLog, distinct
 
     try:
         choice = Choice(topic=topic, reason=reason, places=parsed_places(places or ()))
@@ -172,16 +174,20 @@ def chosen(
     if not log.exists:
         name = settings.topics.dead_letters.name
         fail(f"there is no topic {name!r}; topics.dead_letters.name must name one", FAILED)
-    return log, choice.of(log.index(since_ms))
+    return log, choice.of(distinct(log.index(since_ms)))
 
 
-def sent(settings: Settings, log: LetterLog, letters: pl.DataFrame) -> int:
-    """Send letters under a progress bar; how many were acknowledged."""
+def sent(settings: Settings, log: LetterLog, letters: pl.DataFrame) -> Sent:
+    """Send letters under a progress bar, until a signal asks to stop."""
     from rich.console import Console
     from rich.progress import Progress
 
     from flows.letters.replay import replay as send
+    from flows.runner import stop_requested, stopping_on_signals
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with (
+        stopping_on_signals(),
+        Progress(console=Console(stderr=True), transient=True) as progress,
+    ):
         task = progress.add_task("sending", total=letters.height)
-        return send(settings, log, letters, lambda: progress.advance(task))
+        return send(settings, log, letters, lambda: progress.advance(task), stop_requested)

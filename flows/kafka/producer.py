@@ -126,6 +126,11 @@ class BatchProducer:
                 f"{waiting} messages without acknowledgement after {timeout_s:.0f} s"
             )
 
+    @property
+    def unacknowledged(self) -> int:
+        """Messages that were handed over and are not known to be in the log."""
+        return len(self._producer) + self._failed
+
     def close(self) -> None:
         """Write what was handed over; nothing more comes.
 

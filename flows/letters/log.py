@@ -1,12 +1,14 @@
 """Reads the dead letters that a topic holds: where each came from and why, and its bytes.
 
 An index of all letters fits into memory, their bytes need not: they are read when they are wanted.
-A crash repeats letters; of those with one identity (topic, partition, offset, index) the first
-counts.
+An event that was sent again and is still wrong, and one that a crash reads again, lead to more
+letters of one identity: the place (topic, partition, offset, index) where the event stood first.
+The newest counts.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -39,6 +41,7 @@ SCHEMA = {
     "index": pl.Int32,  # null: a whole message
     "reason": pl.String,
 }
+FIRST = re.compile(rb"(?P<place>[\w.-]+:\d+):(?P<offset>\d{1,19})(:(?P<index>\d{1,9}))?")
 Origin: TypeAlias = "tuple[str | None, int | None, int | None, int | None, str | None]"
 
 
@@ -123,7 +126,7 @@ def messages_between(
 
 
 def origin(message: Message) -> Origin:
-    """Topic, partition, offset, index and reason that a letter's headers name."""
+    """Topic, partition, offset and index where a letter's event stood first, and the reason."""
     headers: dict[str, Any] = dict(message.headers() or ())
     try:
         topic, reason = headers["topic"].decode(), headers["reason"].decode()
@@ -133,7 +136,13 @@ def origin(message: Message) -> Origin:
         return None, None, None, None, None
     if not (0 <= partition < 2**31 and 0 <= offset < 2**63 and 0 <= (index or 0) < 2**31):
         return None, None, None, None, None
-    return topic, partition, offset, index, reason
+    first = FIRST.fullmatch(headers.get("replay_of") or b"")
+    if first is None or first["place"] != f"{topic}:{partition}".encode():
+        return topic, partition, offset, index, reason
+    if int(first["offset"]) >= offset:  # nobody of ours wrote that
+        return topic, partition, offset, index, reason
+    index = None if first["index"] is None else int(first["index"])
+    return topic, partition, int(first["offset"]), index, reason
 
 
 def is_cut(message: Message) -> bool:
@@ -141,8 +150,22 @@ def is_cut(message: Message) -> bool:
     return "size" in dict(message.headers() or ())
 
 
+def place(topic: object, partition: object, offset: object, index: object) -> str:
+    """An identity as it is typed: `labels:0:17`, with a row `labels:0:17:3`."""
+    return f"{topic}:{partition}:{offset}" + ("" if index is None else f":{index}")
+
+
 def distinct(letters: pl.DataFrame) -> pl.DataFrame:
-    """The first letter of each identity, in the order of the log; those without origin go."""
-    return letters.filter(pl.col("topic").is_not_null()).unique(
-        IDENTITY, keep="first", maintain_order=True
+    """The newest letter of each identity, with `repeats`, the number of the others.
+
+    In the order of the log; messages without origin stay as they are.
+    """
+    known = pl.col("topic").is_not_null()
+    newest = (
+        letters.filter(known)
+        .with_columns(repeats=pl.len().over(IDENTITY) - 1)
+        .sort("at_ms", maintain_order=True)
+        .unique(IDENTITY, keep="last", maintain_order=True)
     )
+    strangers = letters.filter(~known).with_columns(repeats=pl.lit(0, newest.schema["repeats"]))
+    return pl.concat([newest, strangers]).sort("letter_partition", "letter_offset")

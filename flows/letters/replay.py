@@ -1,18 +1,45 @@
-"""Sends dead letters back to the topics they came from, each once, byte for byte."""
+"""Sends dead letters back to the topics they came from, each once, byte for byte.
+
+A header says where the event stood first, so that it is not taken for another one if it comes back.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
+from confluent_kafka import Message
 
+from flows.events.dead_letters import REPLAY_OF
 from flows.events.reader import is_end
-from flows.kafka.client import WAIT_S, admin_client, client_config, cluster, producer_config
+from flows.kafka.client import (
+    WAIT_S,
+    BrokerUnreachable,
+    admin_client,
+    client_config,
+    cluster,
+    producer_config,
+)
 from flows.kafka.consumer import PartitionConsumer
-from flows.kafka.producer import BatchProducer
-from flows.letters.log import LetterLog, messages_between, origin
+from flows.kafka.producer import BatchProducer, DeliveryError
+from flows.letters.log import LetterLog, messages_between, origin, place
 from flows.settings import Settings
+
+FLUSH_S, STOP_S = 60.0, 10.0
+"""How long the last acknowledgements may take; where a stop is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sent:
+    """How far a replay has come."""
+
+    events: int
+    acknowledged: int
+
+    def __str__(self) -> str:
+        return f"{self.events:,} events sent, {self.acknowledged:,} acknowledged"
 
 
 class ReplayRefused(RuntimeError):
@@ -43,8 +70,12 @@ def check_destinations(settings: Settings, letters: pl.DataFrame) -> None:
 
 
 def replay(
-    settings: Settings, log: LetterLog, letters: pl.DataFrame, on_sent: Callable[[], None]
-) -> int:
+    settings: Settings,
+    log: LetterLog,
+    letters: pl.DataFrame,
+    on_sent: Callable[[], None] = lambda: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Sent:
     """Send letters to the partitions they came from, with the keys they had.
 
     Args:
@@ -52,22 +83,35 @@ def replay(
         log: that holds them.
         letters: of its index, each identity once.
         on_sent: called for each.
-
-    Returns:
-        How many were sent and acknowledged.
+        should_stop: asked before each; those sent so far are waited for.
 
     Raises:
-        DeliveryError: one was not acknowledged.
+        DeliveryError: one was not acknowledged, or the letters cannot be read; the message says how
+            many were sent.
     """
     producer, num = BatchProducer(producer_config(settings.kafka)), 0
-    for message in log.messages(letters):
-        topic, partition, *_ = origin(message)
-        assert topic is not None
-        producer.send(topic, message.value(), partition=partition, key=message.key())
-        num += 1
-        on_sent()
-    producer.flush()
-    return num
+    try:
+        for message in log.messages(letters):
+            if should_stop():
+                break
+            send(producer, message)
+            num += 1
+            on_sent()
+        producer.flush(STOP_S if should_stop() else FLUSH_S)
+    except (BrokerUnreachable, DeliveryError) as error:
+        sent = Sent(events=num, acknowledged=num - producer.unacknowledged)
+        raise DeliveryError(f"{sent}: {error}") from error
+    return Sent(events=num, acknowledged=num)
+
+
+def send(producer: BatchProducer, letter: Message) -> None:
+    """Send the event of a letter."""
+    topic, partition, offset, index, _ = origin(letter)
+    assert topic is not None
+    first = place(topic, partition, offset, index).encode()
+    producer.send(
+        topic, letter.value(), partition=partition, key=letter.key(), headers={REPLAY_OF: first}
+    )
 
 
 def has_ended(config: dict[str, Any], topic: str, partition: int) -> bool:

@@ -8,7 +8,7 @@ import polars as pl
 from confluent_kafka import Message
 from rich.table import Table
 
-from flows.letters.log import distinct, is_cut, origin
+from flows.letters.log import IDENTITY, is_cut, origin, place
 from flows.wording import moment
 
 SHOWN_BYTES = 4096
@@ -21,7 +21,7 @@ def letters_table(letters: pl.DataFrame, title: str) -> Table:
     """Letters by topic and reason.
 
     Args:
-        letters: an index, repeats included.
+        letters: of `flows.letters.log.distinct`.
         title: of the table.
     """
     table = Table(title=title)
@@ -31,48 +31,40 @@ def letters_table(letters: pl.DataFrame, title: str) -> Table:
     for row in summed(letters).iter_rows(named=True):
         table.add_row(
             *(row["topic"], row["reason"], f"{row['letters']:,}", f"{row['repeats']:,}"),
-            *(place(row["first"]), moment(row["first_ms"])),
-            *(place(row["last"]), moment(row["last_ms"])),
+            *(place(**row["first"]), moment(row["first_ms"])),
+            *(place(**row["last"]), moment(row["last_ms"])),
         )
     return table
 
 
 def summed(letters: pl.DataFrame) -> pl.DataFrame:
-    """A row for each topic and reason: letters, repeats, first, first_ms, last, last_ms."""
-    groups = ["topic", "reason"]
-    ends = pl.struct("topic", "partition", "offset", "index")
-    found = (
-        distinct(letters)
+    """A row for each topic and reason: letters, repeats, first, first_ms, last, last_ms.
+
+    Args:
+        letters: of `flows.letters.log.distinct`.
+    """
+    groups, ident = ["topic", "reason"], pl.struct(IDENTITY)
+    return (
+        letters.drop_nulls("topic")
         .sort("at_ms", "partition", "offset", "index")
         .group_by(groups)
         .agg(
             letters=pl.len(),
-            first=ends.first(),
+            repeats=pl.col("repeats").sum(),
+            first=ident.first(),
             first_ms=pl.col("at_ms").first(),
-            last=ends.last(),
+            last=ident.last(),
             last_ms=pl.col("at_ms").last(),
         )
-    )
-    all_copies = letters.group_by(groups).agg(copies=pl.len())
-    return (
-        found.join(all_copies, on=groups)
-        .with_columns(repeats=pl.col("copies") - pl.col("letters"))
         .sort(groups)
     )
-
-
-def place(found: dict[str, Any]) -> str:
-    """Identity of a letter as it is typed: `labels:0:17`, with a row `labels:0:17:3`."""
-    index = "" if found["index"] is None else f":{found['index']}"
-    return f"{found['topic']}:{found['partition']}:{found['offset']}{index}"
 
 
 def letter_text(message: Message) -> str:
     """A letter: where it stood, all headers, when it was set aside, its bytes."""
     topic, partition, offset, index, _ = origin(message)
-    ident = {"topic": topic, "partition": partition, "offset": offset, "index": index}
     lines = [
-        place(ident) if topic is not None else "no origin",
+        place(topic, partition, offset, index) if topic is not None else "no origin",
         f"  set aside  {moment(message.timestamp()[1])}",
         f"  letter     {message.topic()}:{message.partition()}:{message.offset()}",
     ]

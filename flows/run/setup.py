@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flows.settings import Settings
     from onnx_export.store import SnapshotStore
 
-FAILED, MISCONFIGURED = 1, 2
+FAILED, MISCONFIGURED, INTERRUPTED = 1, 2, 130
 RUNS = Path("runs")
 MAX_PORT = 65_535
 PLAIN_WIDTH = 160
