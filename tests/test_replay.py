@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from flows.datasets import feed
 from flows.datasets.market import Market
 from flows.datasets.replay import Clock, Progress, replay, sliced
 from flows.event_settings import Noise
@@ -23,8 +24,10 @@ from flows.kafka.client import client_config, ensure_topics
 from flows.kafka.consumer import PartitionConsumer
 from flows.kafka.producer import BatchProducer
 from flows.kafka_settings import Kafka
+from flows.letters.replay import ReplayRefused
 from flows.records import END_MS
 from flows.registry_settings import SchemaRegistry
+from flows.run_folder import RunFolder
 from flows.settings import Format, Settings, load
 
 CONFIG = Path(__file__).parents[1] / "configs" / "market.toml"
@@ -99,6 +102,29 @@ def frame(tables: Iterator[pa.Table]) -> pl.DataFrame:
     made = pl.from_arrow(pa.concat_tables(tables))
     assert isinstance(made, pl.DataFrame)
     return made
+
+
+@pytest.mark.kafka
+def test_nothing_is_written_behind_the_end_of_a_log(kafka: str, tmp_path: Path) -> None:
+    settings, folder = settings_of(kafka, Noise()), RunFolder(tmp_path)
+    part = sliced(*Market(settings).slice(START_MS, START_MS + 500), 500)
+    feed.write_events(settings, folder, part, None)
+    before, written = ends(settings), (tmp_path / "written.json").read_text()
+    assert min(before) > 0
+    with pytest.raises(ReplayRefused, match=r"^topic 'impressions_.*' partition 0: .* has ended"):
+        feed.write_events(settings, folder, feed.market(settings, 1.0), None)
+    assert (ends(settings), (tmp_path / "written.json").read_text()) == (before, written)
+
+
+def ends(settings: Settings) -> list[int]:
+    """Offset behind the last message of each partition of the event topics."""
+    found, config = [], client_config(settings.kafka)
+    for topic in (settings.topics.impressions, settings.topics.labels):
+        for partition in range(topic.partitions):
+            consumer = PartitionConsumer(config, topic.name, partition, None)
+            found.append(consumer.lag())
+            consumer.close()
+    return found
 
 
 @pytest.mark.kafka

@@ -12,8 +12,9 @@ from rich.progress import Progress as Bar
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from flows.datasets.replay import Progress, Slice, replay, sliced
-from flows.kafka.client import ensure_topics, producer_config
+from flows.kafka.client import client_config, ensure_topics, producer_config
 from flows.kafka.producer import BatchProducer
+from flows.letters.replay import refuse_ended
 from flows.records import floor_ms
 from flows.run.process import announced, configure_logging
 from flows.run_folder import RunFolder, write_json
@@ -76,6 +77,9 @@ def write_events(
         folder: of the run; `written.json` will say what was written.
         events: consecutive in event time.
         speed: event seconds a second; None: as fast as possible.
+
+    Raises:
+        ReplayRefused: a log that they belong to has ended.
     """
     configure_logging()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -92,6 +96,9 @@ def write_events(
             bar.update(task, description=f"written: {counts}")
 
         ensure_topics(settings)
+        for topic in (settings.topics.impressions, settings.topics.labels):
+            for partition in range(topic.partitions):
+                refuse_ended(client_config(settings.kafka), topic.name, partition)
         written = replay(
             settings,
             events,

@@ -65,8 +65,7 @@ def check_destinations(settings: Settings, letters: pl.DataFrame) -> None:
             )
         if topic not in found or partition not in found[topic].partitions:
             raise ReplayRefused(f"{where} does not exist any more")
-        if has_ended(config, topic, partition):
-            raise ReplayRefused(f"{where}: its log has ended, nothing behind the end mark is read")
+        refuse_ended(config, topic, partition)
 
 
 def replay(
@@ -112,6 +111,19 @@ def send(producer: BatchProducer, letter: Message) -> None:
     producer.send(
         topic, letter.value(), partition=partition, key=letter.key(), headers={REPLAY_OF: first}
     )
+
+
+def refuse_ended(config: dict[str, Any], topic: str, partition: int) -> None:
+    """See that a log goes on.
+
+    Raises:
+        ReplayRefused: its last message is an end mark.
+    """
+    if has_ended(config, topic, partition):
+        raise ReplayRefused(
+            f"topic {topic!r} partition {partition}: its log has ended, nothing behind the end "
+            "mark is read"
+        )
 
 
 def has_ended(config: dict[str, Any], topic: str, partition: int) -> bool:
