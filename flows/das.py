@@ -9,7 +9,6 @@ A thin shell: sources read and split (flows/join/sources.py), each shard joins
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
@@ -22,6 +21,7 @@ from bytewax.inputs import Source
 from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import Sink
 
+from flows.environment import described
 from flows.events.dead_letters import DeadLetters
 from flows.join.bytewax_run import check_start
 from flows.join.emitted import Recall, Search
@@ -45,7 +45,7 @@ from flows.run.process import announced, names
 from flows.run.under_bytewax import until_the_end
 from flows.run_folder import RunFolder
 from flows.runner import Placement, create_recovery_store, prepared, request_stop, run_flow
-from flows.settings import Settings, load
+from flows.settings import Settings
 from monitoring.metrics import DAS_RECOVERY
 
 TICK = timedelta(milliseconds=200)
@@ -257,8 +257,7 @@ def flow() -> Dataflow:
     The process that asks for it is the join of that run until it ends.
     """
     inside = until_the_end()
-    settings = load(Path(os.environ["EXFM_CONFIG"]), dict(os.environ))
-    folder = RunFolder(Path(os.environ["EXFM_RUN"]))
+    settings, folder = described()
     state = folder.state / "das"
     recovery = recovery_folder(state)
     placement = check_start(state, settings)

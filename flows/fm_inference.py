@@ -9,15 +9,14 @@ lets the trainer go on, which brings the snapshot.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import bytewax.operators as op
 import numpy as np
 import pyarrow as pa
 from bytewax.dataflow import Dataflow
 
+from flows.environment import described
 from flows.inference.impression_source import Due, ImpressionSource
 from flows.inference.teacher import Integers, Scorers, require_scored, store_path
 from flows.kafka.sink import TopicSink
@@ -32,7 +31,7 @@ from flows.records import (
 )
 from flows.run_folder import RunFolder
 from flows.runner import Placement, run_flow
-from flows.settings import Settings, load
+from flows.settings import Settings
 from monitoring.metrics import FM_BATCH, FM_SCORED, FM_VERSION_AGE
 from onnx_export.session import Logits
 from onnx_export.store import SnapshotStore
@@ -133,8 +132,7 @@ def build(settings: Settings, folder: RunFolder) -> Dataflow:
 
 def flow() -> Dataflow:
     """The dataflow of EXFM_CONFIG and EXFM_RUN."""
-    settings = load(Path(os.environ["EXFM_CONFIG"]), dict(os.environ))
-    return build(settings, RunFolder(Path(os.environ["EXFM_RUN"])))
+    return build(*described())
 
 
 def run(settings: Settings, folder: RunFolder, placement: Placement) -> None:

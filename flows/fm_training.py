@@ -5,16 +5,14 @@ python -m bytewax.run flows.fm_training:flow
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from bytewax.dataflow import Dataflow
 
+from flows.environment import described
 from flows.learning import training
 from flows.learning.course import teacher_course
 from flows.run_folder import RunFolder
 from flows.runner import Placement
-from flows.settings import Settings, load
+from flows.settings import Settings
 
 
 def build(settings: Settings, folder: RunFolder) -> Dataflow:
@@ -24,8 +22,7 @@ def build(settings: Settings, folder: RunFolder) -> Dataflow:
 
 def flow() -> Dataflow:
     """The dataflow of EXFM_CONFIG and EXFM_RUN."""
-    settings = load(Path(os.environ["EXFM_CONFIG"]), dict(os.environ))
-    return build(settings, RunFolder(Path(os.environ["EXFM_RUN"])))
+    return build(*described())
 
 
 def run(settings: Settings, folder: RunFolder, placement: Placement) -> None:

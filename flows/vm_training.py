@@ -7,16 +7,14 @@ Each student is a source of its own, with its own checkpoint, and may run on ano
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from bytewax.dataflow import Dataflow
 
+from flows.environment import described
 from flows.learning import training
 from flows.learning.course import student_course
 from flows.run_folder import RunFolder
 from flows.runner import Placement
-from flows.settings import Settings, load
+from flows.settings import Settings
 
 
 def build(settings: Settings, folder: RunFolder) -> Dataflow:
@@ -27,8 +25,7 @@ def build(settings: Settings, folder: RunFolder) -> Dataflow:
 
 def flow() -> Dataflow:
     """The dataflow of EXFM_CONFIG and EXFM_RUN."""
-    settings = load(Path(os.environ["EXFM_CONFIG"]), dict(os.environ))
-    return build(settings, RunFolder(Path(os.environ["EXFM_RUN"])))
+    return build(*described())
 
 
 def run(settings: Settings, folder: RunFolder, placement: Placement) -> None:
