@@ -114,7 +114,17 @@ def test_arguments_of_bytewax_are_understood(
     assert (placement.process_id, placement.addresses, placement.workers) == place
 
 
-@pytest.mark.parametrize(("text", "why"), [(None, "is gone"), ("{", "is damaged")])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (None, "is gone"),
+        *((text, "is damaged") for text in ("{", "[]", "null", '"x"', "7", '{"topics": 3}')),
+        *(
+            (text, "is damaged")
+            for text in ('{"topics": {"labels": 3}}', '{"topics": {"labels": []}}')
+        ),
+    ],
+)
 def test_state_of_unknown_make_is_refused(
     tiny_settings: Settings, state: Path, text: str | None, why: str
 ) -> None:

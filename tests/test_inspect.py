@@ -225,6 +225,38 @@ def inputs_of(output: str) -> list[str]:
     return [line for line in table.splitlines() if "/" in line]
 
 
+@pytest.mark.parametrize(
+    ("harm", "why", "sizes_tell"),
+    [
+        (lambda path: path.unlink(), "is gone", True),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes", True),
+        (lambda path: path.write_bytes(b""), "has 0 bytes", True),
+        (lambda path: path.write_bytes(b"x" + path.read_bytes()[1:]), "xxh64", False),
+    ],
+)
+def test_segment_that_nothing_could_go_on_from_is_named(
+    stopped: RunFolder,
+    tiny_settings: Settings,
+    harm: Callable[[Path], object],
+    why: str,
+    sizes_tell: bool,
+) -> None:
+    assert look(stopped, "--checksums").exit_code == 0
+    path = sorted(shards_folder(stopped.state / "das").glob("1/impressions-*.arrow"))[0]
+    harm(path)
+    assert bool(inspect(tiny_settings, stopped).damaged) == sizes_tell
+    (wrong,) = inspect(tiny_settings, stopped, checksums=True).damaged
+    assert str(path) in wrong
+    assert why in wrong
+    done = look(stopped, "--checksums")
+    assert (done.exit_code, "1 files of the state are gone or damaged; put" in done.stderr) == (
+        1,
+        True,
+    )
+    assert path.name in done.stdout
+    assert json.loads(look(stopped, "--json", "--checksums").stdout)["damaged"] == [wrong]
+
+
 def test_damaged_recovery_store_is_named(stopped: RunFolder, tiny_settings: Settings) -> None:
     path = sorted(recovery_folder(stopped.state / "das").glob("*.sqlite3"))[0]
     path.write_bytes(b"no database" * 1000)

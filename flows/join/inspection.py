@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from flows.join.damage import damage
 from flows.join.recovery import SavedShard, saved_shards
 from flows.join.shard_gauges import input_name
 from flows.join.state import recovery_folder, shards_folder
@@ -111,27 +112,37 @@ class Inspection:
     """Configured."""
     stores: tuple[Stored, ...]
     recovery_bytes: int
+    damaged: tuple[str, ...] = ()
+    """What is wrong with files that a shard would go on from, if no process speaks for it."""
 
 
-def inspect(settings: Settings, folder: RunFolder) -> Inspection:
+def inspect(settings: Settings, folder: RunFolder, *, checksums: bool = False) -> Inspection:
     """Look at a run.
+
+    Args:
+        settings: of the run.
+        folder: of the run.
+        checksums: of files that a shard would go on from, compare more than the sizes.
 
     Raises:
         RecoveryUnreadable: the recovery store is damaged.
     """
-    state = folder.state / "das"
+    state, damaged = folder.state / "das", list[str]()
     sample = live_metrics(folder.processes)
     views = from_metrics(sample)
     if len(views) < settings.das.shards:
         for shard, saved in saved_shards(recovery_folder(state)).items():
             if shard not in views:
-                views[shard] = from_state(saved, shards_folder(state) / str(shard))
+                segments = shards_folder(state) / str(shard)
+                views[shard] = from_state(saved, segments)
+                damaged += damage(saved, segments, checksums=checksums)
     return Inspection(
         live=tuple(sample.values),
         shards=tuple(view for _, view in sorted(views.items())),
         num_shards=settings.das.shards,
         stores=stores(shards_folder(state)),
         recovery_bytes=sum(p.stat().st_size for p in recovery_folder(state).glob("*")),
+        damaged=tuple(damaged),
     )
 
 

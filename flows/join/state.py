@@ -75,9 +75,9 @@ def claim(state: Path, settings: Settings) -> None:
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = grown(before, wanted)
+    except (AttributeError, TypeError, ValueError) as error:  # no JSON, or none of ours
         raise RecoveryUnreadable(f"{path} is damaged: {error}; {WAY_OUT}") from error
-    found = grown(before, wanted)
     changed = [key for key in wanted if found.get(key) != wanted[key]]
     if changed:
         lines = [f"{key}: {found.get(key)!r} there, {wanted[key]!r} configured" for key in changed]

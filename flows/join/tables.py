@@ -33,7 +33,8 @@ def inspection_tables(found: Inspection, name: str, shard: int | None = None) ->
     chosen = [s for s in found.shards if s.shard == shard or (shard is None and not s.ended)]
     chosen = sorted(chosen, key=lambda s: s.closed_ms or 0)[:MOST_SHARDS]
     inputs = [inputs_table(sorted(chosen, key=lambda s: s.shard))] if chosen else []
-    return Group(shards_table(found, name), *inputs, stores_table(found))
+    damaged = [damaged_table(found)] if found.damaged else []
+    return Group(shards_table(found, name), *inputs, stores_table(found), *damaged)
 
 
 def shards_table(found: Inspection, name: str) -> Table:
@@ -90,6 +91,14 @@ def stores_table(found: Inspection) -> Table:
     for store in found.stores:
         table.add_row(store.kind, number(store.segments, 0), number(store.num_bytes / 1e6, 2))
     table.add_row("recovery store", "", number(found.recovery_bytes / 1e6, 2))
+    return table
+
+
+def damaged_table(found: Inspection) -> Table:
+    """What the join could not go on from."""
+    table = Table("what is wrong", title="Gone or damaged")
+    for wrong in found.damaged:
+        table.add_row(wrong)
     return table
 
 
