@@ -224,8 +224,14 @@ class StampedLog(Log):
 def test_a_time_range_is_read_from_where_the_broker_stood_then_if_that_is_early_enough(
     kafka_settings: Settings, tmp_path: Path, delay_ms: int
 ) -> None:
-    das = kafka_settings.das.model_copy(update={"repeat_horizon_s": 20.0})
-    settings = kafka_settings.model_copy(update={"das": das})
+    raw = kafka_settings.model_dump()
+    raw["das"]["repeat_horizon_s"] = 20.0
+    for name in (
+        "impressions",
+        "labels",
+    ):  # one log is written ahead of time
+        raw["topics"][name]["max_ahead_s"] = 100.0
+    settings = Settings.model_validate(raw)
     log, low_ms = StampedLog(settings, delay_ms), START_MS + 150_000
     for stage in range(NUM_STAGES - 1):
         log.write(stage)
