@@ -304,6 +304,15 @@ def test_arrow_columns_may_have_other_widths_and_be_absent() -> None:
     assert decoded.table.to_pylist()[0]["price"] is None
 
 
+def test_arrow_message_that_goes_on_behind_its_end_is_rejected_whole() -> None:
+    one = stream(rows({}))
+    values = [one + one, one + b"\0", one]
+    decoded = impressions(CONFIG, values, "arrow")
+    assert reasons(decoded) == {0: "not_arrow", 1: "not_arrow"}
+    assert [r.value for r in decoded.rejected] == values[:2]
+    assert decoded.table["offset"].to_pylist() == [102]
+
+
 @pytest.mark.parametrize(
     ("table", "reason"),
     [

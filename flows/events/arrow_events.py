@@ -31,19 +31,22 @@ def parse(message: bytes | None, schema: pa.Schema) -> pa.Table:
     fits; nullable columns may be absent.
 
     Raises:
-        BadMessage: the bytes are no Arrow IPC stream, would become too large, or its columns have
-            other types.
+        BadMessage: the bytes are no Arrow IPC stream or go on behind its end, would become too
+            large, or its columns have other types.
     """
     if not message:
         raise BadMessage("empty")
     try:
         refuse_if(unpacked_bytes(message) > MAX_BYTES)
-        table = pa.ipc.open_stream(message).read_all()
+        source = pa.BufferReader(message)
+        table = pa.ipc.open_stream(source).read_all()
         table.validate(full=True)
     except BadMessage:
         raise
     except UNREADABLE as error:
         raise BadMessage("not_arrow") from error
+    if source.tell() != len(message):
+        raise BadMessage("not_arrow")  # e.g. a second stream, whose events would be lost
     refuse_if(table.num_rows > MAX_ROWS)
     return pa.table([column(table, field) for field in schema], schema=nullable(schema))
 
