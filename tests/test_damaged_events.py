@@ -92,6 +92,13 @@ def test_text_that_many_rows_name_is_measured_before_it_is_written_out(make: Any
     assert reason(message) == "too_large"
 
 
+def test_nulls_without_bytes_are_measured_before_they_are_written_out() -> None:
+    nulls = pa.ListArray.from_arrays([0, arrow_events.MAX_BYTES // 8 + 1], pa.nulls(2**31 - 1))
+    message = stream(events(seen=nulls))
+    assert len(message) < 2000
+    assert reason(message) == "too_large"
+
+
 def test_written_out_size_is_that_of_the_values() -> None:
     lists = dictionary(["a", "b"], 10)
     for array, least in ((views("abc", 5), 15), (dictionary("abcd", 5), 20), (lists, 20)):

@@ -304,6 +304,29 @@ def test_arrow_columns_may_have_other_widths_and_be_absent() -> None:
     assert decoded.table.to_pylist()[0]["price"] is None
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "seen"),
+    [
+        ("price", pa.nulls(2), [None, None]),
+        ("price", pa.array([1, 2**24 + 1]), [1.0, 2.0**24]),
+        ("price", pa.array([1, None], pa.uint8()), [1.0, None]),
+        ("price", pa.array([3, 3]).dictionary_encode(), [3.0, 3.0]),
+        ("recent_ads", pa.nulls(2), [None, None]),
+        ("recent_ads", pa.array([[], [None]]), [[], [None]]),
+        ("recent_ads", pa.array([None, []], pa.large_list(pa.null())), [None, []]),
+        ("ts_ms", pa.array([GOOD["ts_ms"]] * 2, pa.timestamp("ms")), [GOOD["ts_ms"]] * 2),
+        ("ts_ms", pa.array([GOOD["ts_ms"] * 1000 + 999] * 2, pa.timestamp("us", "UTC")), None),
+        ("ts_ms", pa.array([GOOD["ts_ms"] // 1000] * 2, pa.timestamp("s")), None),
+    ],
+)
+def test_arrow_column_may_be_of_any_type_that_agrees(name: str, values: Any, seen: Any) -> None:
+    table = rows({}, {})
+    table = table.set_column(table.schema.get_field_index(name), name, values)
+    decoded = impressions(CONFIG, [stream(table)], "arrow")
+    assert decoded.rejected == []
+    assert decoded.table[name].to_pylist() == (seen or [GOOD["ts_ms"]] * 2)
+
+
 def test_arrow_message_that_goes_on_behind_its_end_is_rejected_whole() -> None:
     one = stream(rows({}))
     values = [one + one, one + b"\0", one]
@@ -317,6 +340,9 @@ def test_arrow_message_that_goes_on_behind_its_end_is_rejected_whole() -> None:
     ("table", "reason"),
     [
         (rows({}).drop_columns(["domain"]), "missing_field"),
+        (rows({}).set_column(3, "price", pa.array([0], pa.timestamp("ms"))), "wrong_type"),
+        (rows({}).set_column(2, "ts_ms", pa.array([1.7e12])), "wrong_type"),
+        (rows({}).set_column(2, "ts_ms", pa.array([2**60], pa.timestamp("s"))), "wrong_type"),
         (rows({}).append_column("domain", pa.array(["feed"])), "duplicate_field"),
         (rows({}).set_column(2, "ts_ms", pa.array(["1"])), "wrong_type"),
         (rows({}).set_column(2, "ts_ms", pa.array([2**64 - 1], pa.uint64())), "wrong_type"),

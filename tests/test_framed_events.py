@@ -110,6 +110,7 @@ def avro(fields: list[dict[str, Any]]) -> str:
 ID = {"name": "impression_id", "type": "string"}
 TS = {"name": "ts_ms", "type": "long"}
 VALUE = {"name": "value", "type": "int"}
+TIMES = {"type": "long", "logicalType": "timestamp-micros"}
 
 
 def long(number: int) -> bytes:
@@ -214,6 +215,7 @@ def test_avro_time_may_be_a_timestamp() -> None:
         [ID, {**TS, "type": "string"}, VALUE],
         [ID, {**TS, "type": ["int", "long"]}, VALUE],
         [ID, TS, VALUE, {"name": "price", "type": "string"}],
+        [ID, TS, VALUE, {"name": "user_id", "type": TIMES}],
         [ID, TS, VALUE, {"name": "seen", "type": {"type": "array", "items": "string"}}],
         [ID, TS, VALUE, {"name": "new", "type": {"type": "array", "items": "null"}}],
         [ID, TS, VALUE, {"name": "new", "type": ["null", "shop.Theirs"]}],
@@ -343,6 +345,7 @@ def protobuf(*fields: dict[str, Any], syntax: str = "proto3", nest: bool = False
 P_ID = {"name": "impression_id", "type": FieldDescriptorProto.TYPE_STRING}
 P_TS = {"name": "ts_ms", "type": FieldDescriptorProto.TYPE_FIXED64}
 P_VALUE = {"name": "value", "type": FieldDescriptorProto.TYPE_SINT32}
+P_TIME = {"name": "ts_ms", "type": 11, "type_name": ".google.protobuf.Timestamp"}
 P_BODY = b"\x1a\x03i-1" + b"\x21" + (NOW_MS).to_bytes(8, "little") + b"\x28\x02"
 
 
@@ -382,10 +385,9 @@ def test_message_at_which_the_decoder_panics_is_rejected_alone() -> None:
 
 def test_protobuf_field_may_be_an_enum_a_time_or_without_presence() -> None:
     enum = {"name": "device", "type": 14, "type_name": ".shop.Theirs.Device"}
-    time = {"name": "ts_ms", "type": 11, "type_name": ".google.protobuf.Timestamp"}
     odd = {"name": "odd", "type": 11, "type_name": ".nowhere.Unknown"}
     price = {"name": "price", "type": FieldDescriptorProto.TYPE_FLOAT}
-    text = protobuf(P_ID, time, P_VALUE, enum, odd, price)
+    text = protobuf(P_ID, P_TIME, P_VALUE, enum, odd, price)
     body = b"\x1a\x03i-1" + b"\x22\x08\x08\x80\xe2\xcf\xaa\x06\x10\x01" + b"\x30\x02" + b"\x3a\x01z"
     (row,), bad = protobuf_row(b"\x02\x02", body, text)
     assert bad == {}
@@ -401,6 +403,7 @@ def test_protobuf_field_may_be_an_enum_a_time_or_without_presence() -> None:
         protobuf(P_ID, P_VALUE),
         protobuf(P_ID, {**P_TS, "type": 9}, P_VALUE),
         protobuf(P_ID, {**P_TS, "label": 3}, P_VALUE),
+        protobuf(P_ID, P_TS, P_VALUE, {**P_TIME, "name": "user_id"}),
         protobuf(P_ID, P_TS, P_VALUE, {"name": "price", "type": 11, "type_name": ".shop.First"}),
         protobuf(P_ID, P_TS, P_VALUE, {"name": "device", "type": 14, "type_name": ".other.E"}),
         protobuf(P_ID, P_TS, P_VALUE, P_ID),

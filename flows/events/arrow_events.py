@@ -7,6 +7,7 @@ import struct
 import pyarrow as pa
 
 from flows.events.arrow_sizes import expanded_bytes, unpacked_bytes
+from flows.events.schema_resolution import agrees, as_type
 
 UNREADABLE = (pa.ArrowException, ValueError, TypeError, OSError, MemoryError, struct.error)
 """What reading damaged bytes raises; a ValueError for a column's name that is not UTF-8."""
@@ -27,7 +28,7 @@ class BadMessage(ValueError):
 def parse(message: bytes | None, schema: pa.Schema) -> pa.Table:
     """Rows of one message in the columns of `schema`; other columns are ignored.
 
-    Strings, integers, floats and lists may have any width that Arrow knows, as long as every value
+    Columns may have any type that agrees with ours (`schema_resolution`), as long as every value
     fits; nullable columns may be absent.
 
     Raises:
@@ -71,28 +72,13 @@ def column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
     found = table.column(places[0])
     if found.type == field.type:
         return found
-    if kind(found.type) != kind(field.type):
+    if not agrees(found.type, field):
         raise BadMessage("wrong_type")
     refuse_if(expanded_bytes(found) > MAX_BYTES)
     try:
-        return found.cast(field.type)
+        return as_type(found, field.type)
     except pa.ArrowException as error:
         raise BadMessage("wrong_type") from error
-
-
-def kind(found: pa.DataType) -> str:
-    """What values of a type are, whatever their width."""
-    if pa.types.is_dictionary(found):
-        return kind(found.value_type)
-    if pa.types.is_list(found) or pa.types.is_large_list(found):
-        return f"list of {kind(found.value_type)}"
-    if pa.types.is_string(found) or pa.types.is_large_string(found):
-        return "string"
-    if pa.types.is_string_view(found):
-        return "string"
-    if pa.types.is_integer(found):
-        return "integer"
-    return "number" if pa.types.is_floating(found) else str(found)
 
 
 def nullable(schema: pa.Schema) -> pa.Schema:

@@ -1,7 +1,7 @@
 """How large an Arrow IPC message becomes, known before anything is unpacked.
 
-A few bytes may stand for gigabytes: compressed buffers say how long they were, and a dictionary or
-a view may name the same long text in each row.
+A few bytes may stand for gigabytes: compressed buffers say how long they were, a dictionary or a
+view may name the same long text in each row, and nulls of no type have no bytes at all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ HEADER, DICTIONARY_DATA = 2, 1
 BUFFERS, COMPRESSION = 2, 3
 """Positions of fields in the tables of Arrow's Message.fbs."""
 LENGTH = struct.Struct("<q")
+NULL_BYTES = 8
+"""Of a null in a column of ours."""
 
 
 def unpacked_bytes(message: bytes) -> int:
@@ -91,6 +93,8 @@ def written_out(array: pa.Array) -> int:
         return int(pc.sum(text_lengths(array)).as_py() or 0)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return written_out(array.flatten())
+    if pa.types.is_null(kind):
+        return NULL_BYTES * len(array)
     return 0
 
 
