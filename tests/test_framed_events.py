@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from confluent_kafka.schema_registry import SchemaRegistryClient
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from flows.events.avro_schema import UnusableSchema, plain
 from flows.events.encoding import FramedEvents
 from flows.events.framed_events import Framed, FramedParser
-from flows.events.schema_registry import Registry, WriterSchema, connect
+from flows.events.schema_registry import Registry, WriterSchema
+from flows.events.unknown_ids import UnknownIds
 from flows.events.wire_format import prefix
 from flows.registry_settings import SchemaRegistry
 
@@ -57,7 +59,9 @@ SPARSE: dict[str, Any] = {
 
 
 def fresh() -> Registry:
-    return connect(SchemaRegistry(url=f"mock://{uuid.uuid4().hex}"))
+    """A registry of its own, which nobody waits for."""
+    client = SchemaRegistryClient.new_client({"url": f"mock://{uuid.uuid4().hex}"})
+    return Registry(client, SchemaRegistry(), UnknownIds("mock", pause=lambda _: None))
 
 
 def rows(*events: dict[str, Any], columns: pa.Schema = NULLABLE) -> pa.Table:

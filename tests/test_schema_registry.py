@@ -7,29 +7,46 @@ import logging
 import ssl
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
 
+from flows.events.framed_events import FramedParser
 from flows.events.schema_registry import (
+    CHECK_LOGIN,
+    CHECK_URL,
     KEY_PASSWORD,
     LOGIN,
+    Registry,
     RegistryError,
     WriterSchema,
     client_config,
     connect,
     subject_of,
 )
+from flows.events.unknown_ids import (
+    MOST_IDS,
+    MOST_TOLD,
+    PAUSES_S,
+    REST_S,
+    UNKNOWN_S,
+    UnknownIds,
+)
+from flows.events.wire_format import prefix
 from flows.registry_settings import SchemaRegistry
 from flows.settings import SettingsError
 
@@ -71,18 +88,37 @@ class Answers(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class Prepared(Answers):
+    """Gives one prepared answer a path, and keeps what was asked."""
+
+    def __init__(self, answers: dict[str, tuple[int, bytes]], asked: list[str], *args: Any) -> None:
+        self.answers, self.asked = answers, asked
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        """What was prepared, else Confluent's answer for an id that is not known."""
+        self.asked.append(self.path)
+        self.answer(*self.answers.get(self.path, (404, b'{"error_code": 40403, "message": ""}')))
+
+    do_POST = do_GET
+
+
 @contextmanager
-def serving(tls: ssl.SSLContext | None = None) -> Iterator[str]:
+def serving(
+    tls: ssl.SSLContext | None = None, handler: Callable[..., BaseHTTPRequestHandler] = Answers
+) -> Iterator[str]:
     """A registry's `host:port`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    yield f"127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture
@@ -139,7 +175,6 @@ def test_schema_is_registered_once_and_found_by_its_id() -> None:
     number = registry.register("events", "exfm.R", SCHEMA)
     assert registry.register("events", "exfm.R", SCHEMA) == number
     assert registry.schema(number) == SCHEMA
-    assert registry.schema(number + 1) is None
 
 
 def test_login_is_sent_and_never_logged(
@@ -150,7 +185,6 @@ def test_login_is_sent_and_never_logged(
     with caplog.at_level(logging.DEBUG):
         registry = connect(settings)
         assert registry.schema(1) == WriterSchema(kind="AVRO", text='"string"')
-        assert registry.schema(2) is None
     assert "s3cr3t" not in caplog.text + repr(settings) + repr(registry)
     assert "dXNlcjpzM2NyM3Q" not in caplog.text
 
@@ -164,6 +198,149 @@ def test_refusal_names_address_and_reason(address: str, monkeypatch: pytest.Monk
     assert registry.register("labels", "exfm.R", SCHEMA) == 7
     with pytest.raises(RegistryError, match=r"'events-value': .*409: incompatible with version 3"):
         registry.register("events", "exfm.R", SCHEMA)
+
+
+@contextmanager
+def prepared(answers: dict[str, tuple[int, bytes]]) -> Iterator[tuple[Registry, list[str]]]:
+    """A registry that answers so, without pauses, and the list of what it was asked."""
+    asked: list[str] = []
+    with serving(handler=partial(Prepared, answers, asked)) as place:
+        settings = SchemaRegistry(url=f"http://{place}")
+        client = SchemaRegistryClient({"url": settings.url, "max.retries": 0})
+        yield Registry(client, settings, UnknownIds("here", pause=lambda _: None)), asked
+
+
+BY_ID = "/schemas/ids/9?format=serialized"
+PAGE = b"<html>default backend - 404</html>"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (404, PAGE, f"404: .*default backend.*; {CHECK_URL}"),
+        (404, b"", f"404: .*; {CHECK_URL}"),
+        (404, b'{"error_code": 404, "message": "HTTP 404 Not Found"}', f"Not Found; {CHECK_URL}"),
+        (404, b"[]", "404"),
+        (302, b"", f"302: .*; {CHECK_URL}"),
+        (403, b'{"error_code": 40301, "message": "Denied"}', f"403: Denied; {CHECK_LOGIN}"),
+        (422, b'{"error_code": 42202, "message": "Invalid"}', "422: Invalid$"),
+        (503, PAGE, "503"),
+        (200, PAGE, f"something else: JSONDecodeError.*; {CHECK_URL}"),
+        (200, b"", f"something else: .*; {CHECK_URL}"),
+        (200, b"[]", f"something else: .*; {CHECK_URL}"),
+        (200, b"{}", f"something else: .*no schema.*; {CHECK_URL}"),
+    ],
+)
+def test_answer_that_says_nothing_of_the_schema_is_an_error(
+    status: int, body: bytes, said: str
+) -> None:
+    with prepared({BY_ID: (status, body)}) as (registry, asked):
+        for _ in range(2):
+            with pytest.raises(RegistryError, match=rf"http://.* cannot give schema 9: .*{said}"):
+                registry.schema(9)
+        assert set(asked) == {BY_ID}
+    with (
+        prepared({"/subjects/t-value/versions": (status, body)}) as (registry, _),
+        pytest.raises(RegistryError, match="cannot register subject 't-value': "),
+    ):
+        registry.register("t", "r", SCHEMA)
+
+
+def test_id_that_the_registry_does_not_know_is_asked_for_several_times() -> None:
+    with prepared({}) as (registry, asked):
+        assert registry.schema(9) is None
+        assert asked == [BY_ID] * (1 + len(PAUSES_S))
+        assert registry.schema(2**31) is None
+        assert len(asked) == 1 + len(PAUSES_S)
+
+
+def test_schema_that_a_follower_hears_of_late_costs_no_event() -> None:
+    client = SchemaRegistryClient.new_client({"url": f"mock://{uuid.uuid4().hex}"})
+    text = json.dumps({"type": "record", "name": "R", "fields": [{"name": "a", "type": "int"}]})
+
+    def hear(pause_s: float) -> None:
+        pauses.append(pause_s)
+        if len(pauses) == 2:
+            client.register_schema("s", Schema(text, "AVRO"))
+
+    pauses: list[float] = []
+    registry = Registry(client, SchemaRegistry(), UnknownIds("here", pause=hear))
+    parser = FramedParser("avro", pa.schema([pa.field("a", pa.int64())]), registry)
+    table, bad = parser.parse([prefix(1) + b"\x02"])
+    assert (table["a"].to_pylist(), bad, pauses) == ([1], {}, list(PAUSES_S[:2]))
+
+
+def test_unknown_ids_are_asked_for_again_but_do_not_take_all_the_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now_s, pauses = [100.0], list[float]()
+    client = SchemaRegistryClient.new_client({"url": f"mock://{uuid.uuid4().hex}"})
+    unknown = UnknownIds("here", clock=lambda: now_s[0], pause=pauses.append)
+    registry = Registry(client, SchemaRegistry(), unknown)
+    parser = FramedParser("avro", pa.schema([pa.field("a", pa.int64())]), registry)
+    event = prefix(1) + b"\x02"
+    for schema_id in (1, 1, 2):  # the second is not asked for, the third without pauses
+        assert parser.parse([prefix(schema_id) + b"\x02"])[1] == {0: "unknown_schema"}
+        assert pauses == list(PAUSES_S)
+    text = json.dumps({"type": "record", "name": "R", "fields": [{"name": "a", "type": "int"}]})
+    client.register_schema("s", Schema(text, "AVRO"))
+    assert parser.parse([event])[1] == {0: "unknown_schema"}
+    now_s[0] += UNKNOWN_S
+    assert parser.parse([event])[1] == {}
+    assert pauses == list(PAUSES_S)
+    now_s[0] += REST_S
+    assert registry.schema(3) is None
+    assert pauses == [*PAUSES_S, *PAUSES_S]
+    told = [record.getMessage() for record in caplog.records]
+    assert [text.count("here does not know schema") for text in told] == [1, 1, 1]
+
+
+def test_log_is_not_filled_with_unknown_ids(caplog: pytest.LogCaptureFixture) -> None:
+    unknown = UnknownIds("here", clock=lambda: 0.0)
+    for _ in range(2):
+        for schema_id in range(MOST_IDS):
+            unknown.add(schema_id)
+    assert len(caplog.records) == MOST_TOLD
+    assert all(schema_id in unknown for schema_id in range(MOST_IDS))
+    unknown.add(MOST_IDS)
+    assert (0 in unknown, MOST_IDS in unknown) == (False, True)
+
+
+REFERRING = {
+    "schema": '"shop.A"',
+    "references": [{"name": "shop.A", "subject": "a b", "version": 3}],
+}
+REFERENCE = "/subjects/a%20b/versions/3?deleted=true"
+
+
+def test_deleted_version_that_a_schema_builds_upon_is_read() -> None:
+    version = {
+        "subject": "a b",
+        "version": 3,
+        "id": 1,
+        **REFERRING,
+        "schema": '"int"',
+    }  # and itself
+    answers = {BY_ID: (200, json.dumps(REFERRING).encode())}
+    answers[REFERENCE] = (200, json.dumps(version).encode())
+    with prepared(answers) as (registry, asked):
+        found = WriterSchema(kind="AVRO", text='"shop.A"', references=('"int"',))
+        assert registry.schema(9) == found
+        assert asked == [BY_ID, REFERENCE]
+
+
+def test_schema_that_builds_upon_an_unknown_one_is_unknown() -> None:
+    answers = {BY_ID: (200, json.dumps(REFERRING).encode())}
+    for code in (40401, 40402):
+        answers[REFERENCE] = (404, b'{"error_code": %d, "message": "gone"}' % code)
+        with prepared(answers) as (registry, _):
+            assert registry.schema(9) is None
+    answers[REFERENCE] = (404, PAGE)
+    with (
+        prepared(answers) as (registry, _),
+        pytest.raises(RegistryError, match=r"cannot give version 3 of subject 'a b': .*404"),
+    ):
+        registry.schema(9)
 
 
 def test_silent_registry_is_an_error_that_names_its_address() -> None:

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 READERS = 4096
 """Readers kept; damaged messages may name any schema."""
 Framed = Literal["avro", "protobuf"]
+UNKNOWN = "unknown_schema"
 KINDS: dict[Framed, str] = {"avro": "AVRO", "protobuf": "PROTOBUF"}
 
 
@@ -117,16 +118,19 @@ class FramedParser:
     def _reader(self, prefix: bytes) -> Reader | str:
         """The reader of a schema, or why its messages are rejected."""
         if prefix not in self._readers:
+            made = self._made(prefix)
+            if made == UNKNOWN:
+                return made  # not kept: the registry may come to know it
             if len(self._readers) >= READERS:
                 self._readers.clear()
-            self._readers[prefix] = self._made(prefix)
+            self._readers[prefix] = made
         return self._readers[prefix]
 
     def _made(self, prefix: bytes) -> Reader | str:
         number = wire_format.schema_id(prefix)
         schema = self._registry.schema(number)
         if schema is None:
-            return "unknown_schema"
+            return UNKNOWN
         try:
             if schema.kind != KINDS[self._format]:
                 raise SchemaMismatch(f"it is {schema.kind}, not {KINDS[self._format]}")

@@ -6,12 +6,13 @@ Its client is imported when first asked for: other formats do without, and start
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.events.unknown_ids import UnknownIds
 from flows.registry_settings import SchemaRegistry
 from flows.settings import SettingsError
 
@@ -22,14 +23,28 @@ LOGIN = "EXFM_SCHEMA_REGISTRY_LOGIN"
 """Environment variable with `user:password`."""
 KEY_PASSWORD = "EXFM_SCHEMA_REGISTRY_KEY_PASSWORD"
 """Environment variable with the password of the client certificate's key."""
-UNKNOWN = (404, 422)
-"""HTTP status for an id that the registry does not know."""
-KNOWN_IDS = 4096
-"""Ids remembered, those that are unknown included: damaged messages may name any."""
+NO_SCHEMA, NO_SUBJECT, NO_VERSION, MOCK = 40403, 40401, 40402, 40400
+"""Codes in a registry's answers; the last is what its client's mock says. The HTTP status 404 alone
+says nothing of a schema: any server sends it, for a path that it does not know."""
+MOST_ID = 2**31 - 1
+"""A registry counts in signed numbers of 32 bits: it is not asked for others."""
+KNOWN_SCHEMAS = 4096
+"""Remembered."""
+SHOWN = 200
+"""Characters of an answer in messages: it may be a whole page."""
+CHECK_URL = "schema_registry.url must be the registry's own address, with its path"
+CHECK_LOGIN = "schema_registry.login_file or EXFM_SCHEMA_REGISTRY_LOGIN must name a user who may"
+ADVICE = {status: f"; {CHECK_URL}" for status in (301, 302, 303, 307, 308, 404)} | {
+    status: f"; {CHECK_LOGIN}" for status in (401, 403)
+}
 
 
 class RegistryError(RuntimeError):
     """The registry does not answer, or refuses; the message names its address."""
+
+
+class UnknownSchema(LookupError):
+    """The registry says that it knows no such schema, or none that it builds upon."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,20 +60,39 @@ class WriterSchema:
 
 
 class Registry:
-    """One registry, asked once for each schema."""
+    """One registry, asked once for each schema that it knows."""
 
-    def __init__(self, client: SchemaRegistryClient, settings: SchemaRegistry) -> None:
+    def __init__(
+        self,
+        client: SchemaRegistryClient,
+        settings: SchemaRegistry,
+        unknown: UnknownIds | None = None,
+    ) -> None:
+        """Ask through a client.
+
+        Args:
+            client: of confluent-kafka.
+            settings: that it was made of.
+            unknown: keeps the ids that are not known.
+        """
         self._client = client
         self._settings = settings
-        self._schema = lru_cache(maxsize=KNOWN_IDS)(self._fetch)
+        self._unknown = unknown or UnknownIds(settings.url)
+        self._schema = lru_cache(maxsize=KNOWN_SCHEMAS)(self._sought)
 
     def schema(self, schema_id: int) -> WriterSchema | None:
-        """The schema of an id; None if the registry knows none.
+        """The schema of an id; None if the registry, asked several times, knows none.
 
         Raises:
             RegistryError: it does not answer, or refuses.
         """
-        return self._schema(schema_id)
+        if schema_id > MOST_ID or schema_id in self._unknown:
+            return None
+        try:
+            return self._schema(schema_id)
+        except UnknownSchema:
+            self._unknown.add(schema_id)
+            return None
 
     def register(self, topic: str, record: str, schema: WriterSchema) -> int:
         """The id of a schema, registered under the subject of a topic's values if it is new.
@@ -74,36 +108,66 @@ class Registry:
         from confluent_kafka.schema_registry import Schema
 
         subject = subject_of(self._settings.subject, topic, record)
-        return int(
-            self._asked(
-                f"cannot register subject {subject!r}",
-                lambda: self._client.register_schema(subject, Schema(schema.text, schema.kind)),
-            )
+        ours = Schema(schema.text, schema.kind)
+        number: int = self._asked(
+            f"cannot register subject {subject!r}",
+            lambda: int(self._client.register_schema(subject, ours)),
         )
+        return number
 
-    def _fetch(self, schema_id: int) -> WriterSchema | None:
+    def _sought(self, schema_id: int) -> WriterSchema:
+        for _ in self._unknown.tries(schema_id):
+            try:
+                return self._fetch(schema_id)
+            except UnknownSchema:
+                continue
+        raise UnknownSchema(schema_id)
+
+    def _fetch(self, schema_id: int) -> WriterSchema:
         found = self._asked(
             f"cannot give schema {schema_id}",
-            lambda: self._client.get_schema(schema_id, fmt="serialized"),
+            lambda: with_text(self._client.get_schema(schema_id, fmt="serialized")),
+            (NO_SCHEMA, MOCK),
         )
-        if found is None or found.schema_str is None:
-            return None
-        kind = found.schema_type or "AVRO"
-        references = self._references(found, []) if kind == "AVRO" else []
-        return WriterSchema(kind=kind, text=found.schema_str, references=tuple(references))
+        kind, texts = found.schema_type or "AVRO", dict[Any, str]()
+        if kind == "AVRO":
+            self._add_references(found, texts)
+        return WriterSchema(kind=kind, text=found.schema_str, references=tuple(texts.values()))
 
-    def _references(self, schema: Schema, texts: list[str]) -> list[str]:
+    def _add_references(self, schema: Schema, texts: dict[Any, str]) -> None:
+        """Texts of what a schema builds upon, each behind those it needs, by subject and version.
+
+        A version may be deleted: what was registered before goes on to build upon it.
+        """
         for reference in schema.references or ():
+            place = reference.subject, reference.version
+            if place in texts:
+                continue
             found = self._asked(
-                f"cannot give version {reference.version} of subject {reference.subject!r}",
-                lambda r=reference: self._client.get_version(r.subject, r.version).schema,
+                f"cannot give version {place[1]} of subject {place[0]!r}",
+                partial(self._version, *place),
+                (NO_SUBJECT, NO_VERSION, MOCK),
             )
-            if found is not None and found.schema_str not in texts:
-                self._references(found, texts)
-                texts.append(found.schema_str)
-        return texts
+            texts[place] = ""  # not asked for again, should it build upon itself
+            self._add_references(found, texts)
+            del texts[place]
+            texts[place] = found.schema_str
 
-    def _asked(self, failure: str, ask: Any) -> Any:
+    def _version(self, subject: Any, version: Any) -> Schema:
+        return with_text(self._client.get_version(subject, version, deleted=True).schema)
+
+    def _asked(self, failure: str, ask: Callable[[], Any], unknown: Sequence[int] = ()) -> Any:
+        """What the registry answers.
+
+        Args:
+            failure: what was not to be had, for the message.
+            ask: asks the client.
+            unknown: codes of the answer that there is no such schema.
+
+        Raises:
+            UnknownSchema: that was the answer.
+            RegistryError: it was another, or there was none.
+        """
         import httpx2
         from confluent_kafka.schema_registry import SchemaRegistryError
 
@@ -111,13 +175,27 @@ class Registry:
         try:
             return ask()
         except SchemaRegistryError as error:
-            if error.http_status_code in UNKNOWN and "register" not in failure:
-                return None
-            raise RegistryError(
-                f"{where}: HTTP status {error.http_status_code}: {error.error_message}"
-            ) from error
+            if error.error_code in unknown:
+                raise UnknownSchema(failure) from error
+            status, said = error.http_status_code, str(error.error_message)[:SHOWN]
+            advice = ADVICE.get(status, "")
+            raise RegistryError(f"{where}: HTTP status {status}: {said}{advice}") from error
         except (httpx2.HTTPError, OSError) as error:
             raise RegistryError(f"{where}: it does not answer: {error}") from error
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            said = f"it answers with something else: {error!r}"[:SHOWN]
+            raise RegistryError(f"{where}: {said}; {CHECK_URL}") from error
+
+
+def with_text(schema: Schema) -> Schema:
+    """A schema of an answer.
+
+    Raises:
+        ValueError: it has no text.
+    """
+    if not isinstance(schema.schema_str, str):
+        raise ValueError("no schema")
+    return schema
 
 
 def subject_of(strategy: str, topic: str, record: str) -> str:
