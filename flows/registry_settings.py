@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from flows.durations import Seconds
 from models.schema import Value
@@ -41,3 +41,10 @@ class SchemaRegistry(Value):
             if address.scheme not in ("http", "https", "mock") or not address.netloc:
                 raise ValueError("must begin with http:// or https:// and name a host")
         return url
+
+    @field_validator("key", "key_password_file")
+    @classmethod
+    def _beside_a_certificate(cls, file: str, info: ValidationInfo) -> str:
+        if file and not info.data.get("certificate"):
+            raise ValueError(f"needs schema_registry.certificate beside it, got {file!r} alone")
+        return file

@@ -48,7 +48,7 @@ from flows.events.unknown_ids import (
 )
 from flows.events.wire_format import prefix
 from flows.registry_settings import SchemaRegistry
-from flows.settings import SettingsError
+from flows.settings import SettingsError, load
 
 SCHEMA = WriterSchema(kind="AVRO", text='{"type":"record","name":"R","fields":[]}')
 
@@ -397,6 +397,23 @@ def test_unusable_configuration_says_which_key(tmp_path: Path) -> None:
 def test_address_holds_no_login_and_is_one(url: str) -> None:
     with pytest.raises(ValidationError, match="must"):
         SchemaRegistry(url=url)
+
+
+@pytest.mark.parametrize("name", ["key", "key_password_file"])
+def test_key_without_its_certificate_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "exfm.toml"
+    path.write_text(f'[schema_registry]\n{name} = "me.key"\n')
+    rule = "needs schema_registry.certificate beside it, got 'me.key' alone"
+    with pytest.raises(SettingsError, match=rf"exfm\.toml: schema_registry\.{name}: {rule}"):
+        load(path)
+
+
+def test_password_without_a_certificate_is_refused() -> None:
+    with pytest.raises(
+        SettingsError, match=rf"^{KEY_PASSWORD} needs schema_registry\.cert"
+    ) as found:
+        client_config(SchemaRegistry(url="https://registry"), {KEY_PASSWORD: "s3cr3t"})
+    assert "s3cr3t" not in str(found.value)
 
 
 def test_subjects_are_named_as_confluent_names_them() -> None:

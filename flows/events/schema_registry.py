@@ -227,18 +227,21 @@ def client_config(settings: SchemaRegistry, environ: Mapping[str, str]) -> dict[
     """What confluent-kafka's client is told.
 
     Raises:
-        SettingsError: a file cannot be read, or holds no login.
+        SettingsError: a file cannot be read or holds no login, or a password has no certificate.
     """
     login = secret("login_file", settings.login_file, environ.get(LOGIN, ""))
     if login and ":" not in login:
         raise SettingsError(f"schema_registry: {LOGIN} or login_file must hold user:password")
+    password = secret(
+        "key_password_file", settings.key_password_file, environ.get(KEY_PASSWORD, "")
+    )
+    if password and not settings.certificate:
+        raise SettingsError(f"{KEY_PASSWORD} needs schema_registry.certificate, which is not set")
     options = {
         "ssl.ca.location": settings.ca,
         "ssl.certificate.location": settings.certificate,
         "ssl.key.location": settings.key,
-        "ssl.key.password": secret(
-            "key_password_file", settings.key_password_file, environ.get(KEY_PASSWORD, "")
-        ),
+        "ssl.key.password": password,
         "basic.auth.user.info": login,
     }
     given = {key: value for key, value in options.items() if value}
