@@ -9,8 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from confluent_kafka.schema_registry import SchemaRegistryClient
-from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+from confluent_kafka.schema_registry import Schema, SchemaReference, SchemaRegistryClient
+from google.protobuf.descriptor_pb2 import (
+    Edition,
+    FeatureSet,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -251,8 +256,6 @@ def test_schema_that_grows_without_end_is_refused() -> None:
 
 
 def test_avro_schema_may_refer_to_others() -> None:
-    from confluent_kafka.schema_registry import Schema, SchemaReference
-
     registry = fresh()
     client = registry._client
     inner = {"type": "enum", "name": "Device", "namespace": "shop", "symbols": ["pc", "tv"]}
@@ -341,8 +344,9 @@ def protobuf(*fields: dict[str, Any], syntax: str = "proto3", nest: bool = False
     for number, field in enumerate(fields, start=3):
         message.field.add(**{"number": number, "label": 1, **field})
     enum = file.message_type[1].enum_type.add(name="Device")
-    for number, name in enumerate(("PC", "TV"), start=1):
-        enum.value.add(name=name, number=number)
+    for number, name in enumerate(("NONE", "PC", "TV")):
+        if number or syntax == "proto3":
+            enum.value.add(name=name, number=number)
     return base64.b64encode(file.SerializeToString()).decode()
 
 
@@ -350,7 +354,10 @@ P_ID = {"name": "impression_id", "type": FieldDescriptorProto.TYPE_STRING}
 P_TS = {"name": "ts_ms", "type": FieldDescriptorProto.TYPE_FIXED64}
 P_VALUE = {"name": "value", "type": FieldDescriptorProto.TYPE_SINT32}
 P_TIME = {"name": "ts_ms", "type": 11, "type_name": ".google.protobuf.Timestamp"}
+DEVICE = {"name": "device", "type": 14, "type_name": ".shop.Theirs.Device"}
 P_BODY = b"\x1a\x03i-1" + b"\x21" + (NOW_MS).to_bytes(8, "little") + b"\x28\x02"
+P_TIMED = b"\x1a\x03i-1" + b"\x22\x08\x08\x80\xe2\xcf\xaa\x06\x10\x01" + b"\x30\x02"
+"""Of P_ID, P_TIME and DEVICE."""
 
 
 def protobuf_row(
@@ -388,15 +395,98 @@ def test_message_at_which_the_decoder_panics_is_rejected_alone() -> None:
 
 
 def test_protobuf_field_may_be_an_enum_a_time_or_without_presence() -> None:
-    enum = {"name": "device", "type": 14, "type_name": ".shop.Theirs.Device"}
     odd = {"name": "odd", "type": 11, "type_name": ".nowhere.Unknown"}
     price = {"name": "price", "type": FieldDescriptorProto.TYPE_FLOAT}
-    text = protobuf(P_ID, P_TIME, P_VALUE, enum, odd, price)
-    body = b"\x1a\x03i-1" + b"\x22\x08\x08\x80\xe2\xcf\xaa\x06\x10\x01" + b"\x30\x02" + b"\x3a\x01z"
-    (row,), bad = protobuf_row(b"\x02\x02", body, text)
+    text = protobuf(P_ID, P_TIME, P_VALUE, DEVICE, odd, price)
+    (row,), bad = protobuf_row(b"\x02\x02", P_TIMED + b"\x3a\x01z", text)
     assert bad == {}
     assert row["ts_ms"] == NOW_MS
     assert (row["device"], row["value"], row["price"]) == ("TV", 0, 0.0)
+
+
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize("dot", [".", ""])
+def test_names_of_protobuf_types_may_stand_as_in_the_text(typed: bool, dot: str) -> None:
+    """Confluent's registry leaves out the type, and dots that the text does not have."""
+    time: dict[str, Any] = {"name": "ts_ms", "type_name": f"{dot}google.protobuf.Timestamp"}
+    enum: dict[str, Any] = {
+        "name": "device",
+        "type_name": ".shop.Theirs.Device" if dot else "Device",
+    }
+    if typed:
+        time, enum = {**time, "type": 11}, {**enum, "type": 14}
+    (row,), bad = protobuf_row(b"\x02\x02", P_TIMED, protobuf(P_ID, time, P_VALUE, enum))
+    assert (bad, row["ts_ms"], row["device"]) == ({}, NOW_MS, "TV")
+
+
+def test_required_protobuf_fields_are_read_and_may_be_absent() -> None:
+    required = [{**field, "label": 2} for field in (P_ID, P_TS, P_VALUE)]
+    text = protobuf(*required, {**DEVICE, "label": 2}, syntax="proto2")
+    (row,), bad = protobuf_row(b"\x02\x02", P_BODY + b"\x30\x01", text)
+    assert (bad, row["impression_id"], row["ts_ms"], row["device"]) == ({}, "i-1", NOW_MS, "PC")
+    (row,), bad = protobuf_row(b"\x02\x02", P_BODY[:5], text)
+    assert (bad, row["ts_ms"], row["device"]) == ({}, None, None)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "number", "seen"),
+    [
+        ("proto3", b"\x4d", "77"),
+        ("proto2", b"\x4d", "77"),
+        ("proto3", b"\0", "NONE"),
+        ("proto2", b"\0", "0"),
+    ],
+)
+def test_number_that_an_enum_does_not_have_is_read_as_its_digits(
+    syntax: str, number: bytes, seen: str
+) -> None:
+    text = protobuf(P_ID, P_TS, P_VALUE, DEVICE, syntax=syntax)
+    (row,), bad = protobuf_row(b"\x02\x02", P_BODY + b"\x30" + number, text)
+    assert (bad, row["device"]) == ({}, seen)
+
+
+def test_protobuf_of_an_edition_is_read_with_its_presence() -> None:
+    fields = [P_ID, P_TS, P_VALUE, DEVICE, {"name": "user_id", "type": 3}]
+    file = FileDescriptorProto.FromString(base64.b64decode(protobuf(*fields)))
+    file.syntax, file.edition = "editions", Edition.EDITION_2023
+    file.options.features.field_presence = FeatureSet.IMPLICIT
+    theirs = file.message_type[1]
+    theirs.enum_type[0].options.features.enum_type = FeatureSet.CLOSED
+    del theirs.enum_type[0].value[0]
+    theirs.field[1].options.features.field_presence = FeatureSet.LEGACY_REQUIRED
+    theirs.field[3].options.features.field_presence = FeatureSet.EXPLICIT
+    text = base64.b64encode(file.SerializeToString()).decode()
+    (row,), bad = protobuf_row(b"\x02\x02", P_BODY[:5], text)
+    assert bad == {}
+    assert (row["ts_ms"], row["value"], row["user_id"], row["device"]) == (None, 0, 0, None)
+    (row,), _ = protobuf_row(b"\x02\x02", P_BODY + b"\x30\x02", text)
+    assert (row["ts_ms"], row["device"]) == (NOW_MS, "TV")
+
+
+def test_protobuf_file_may_import_others() -> None:
+    registry = fresh()
+    client = registry._client
+    devices = FileDescriptorProto(package="shop.parts", syntax="proto3")
+    devices.enum_type.add(name="Device").value.add(name="PC", number=0)
+    devices.message_type.add(name="Odd").field.add(name="x", number=1, type=11, type_name=".a.B")
+    encoded = base64.b64encode(devices.SerializeToString()).decode()
+    client.register_schema("devices", Schema(encoded, "PROTOBUF"))
+    client.register_schema("text", Schema('syntax = "proto3";', "PROTOBUF"))
+    column = {"name": "device", "type_name": "parts.Device"}
+    number = client.register_schema(
+        "events",
+        Schema(
+            protobuf(P_ID, P_TS, P_VALUE, column),
+            "PROTOBUF",
+            [
+                SchemaReference("shop/devices.proto", "devices", 1),
+                SchemaReference("shop/text.proto", "text", 1),
+            ],
+        ),
+    )
+    parser = FramedParser("protobuf", COLUMNS, registry)
+    table, bad = parser.parse([prefix(number) + b"\x02\x02" + P_BODY])
+    assert (bad, table["device"].to_pylist()) == ({}, ["PC"])
 
 
 @pytest.mark.parametrize(
@@ -412,6 +502,7 @@ def test_protobuf_field_may_be_an_enum_a_time_or_without_presence() -> None:
         protobuf(P_ID, P_TS, P_VALUE, {"name": "device", "type": 14, "type_name": ".other.E"}),
         protobuf(P_ID, P_TS, P_VALUE, P_ID),
         protobuf(P_ID, P_TS, P_VALUE, {"name": "price", "type": 2, "number": 3}),
+        protobuf(P_ID, P_TS, P_VALUE, {"name": "price", "type": 2, "number": 19_001}),
     ],
 )
 def test_every_event_of_an_unfit_protobuf_schema_is_rejected(text: str) -> None:
@@ -434,7 +525,6 @@ ENUMS = registered(
     ),
 )
 WIRES["avro"].append(ENUMS + IDENTITY + b"\x02" + b"\x02\x02k\x02\x01\0" + b"1234")
-DEVICE = {"name": "device", "type": 14, "type_name": ".shop.Theirs.Device"}
 WIRES["protobuf"].append(
     registered(SHARED, "PROTOBUF", protobuf(P_ID, P_TS, P_VALUE, DEVICE, syntax="proto2"))
     + b"\x02\x02"

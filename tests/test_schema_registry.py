@@ -310,7 +310,7 @@ REFERRING = {
     "schema": '"shop.A"',
     "references": [{"name": "shop.A", "subject": "a b", "version": 3}],
 }
-REFERENCE = "/subjects/a%20b/versions/3?deleted=true"
+REFERENCE = "/subjects/a%20b/versions/3?deleted=true&format=serialized"
 
 
 def test_deleted_version_that_a_schema_builds_upon_is_read() -> None:
@@ -324,7 +324,7 @@ def test_deleted_version_that_a_schema_builds_upon_is_read() -> None:
     answers = {BY_ID: (200, json.dumps(REFERRING).encode())}
     answers[REFERENCE] = (200, json.dumps(version).encode())
     with prepared(answers) as (registry, asked):
-        found = WriterSchema(kind="AVRO", text='"shop.A"', references=('"int"',))
+        found = WriterSchema(kind="AVRO", text='"shop.A"', references=(("shop.A", '"int"'),))
         assert registry.schema(9) == found
         assert asked == [BY_ID, REFERENCE]
 

@@ -16,7 +16,6 @@ import pyarrow as pa
 from flows.events import wire_format
 from flows.events.arrow_events import nullable
 from flows.events.avro_events import AvroReader, LongRecords
-from flows.events.avro_schema import UnusableSchema
 from flows.events.protobuf_events import ProtobufReader
 from flows.events.schema_registry import Registry
 from flows.events.schema_resolution import SchemaMismatch, column
@@ -135,9 +134,12 @@ class FramedParser:
             if schema.kind != KINDS[self._format]:
                 raise SchemaMismatch(f"it is {schema.kind}, not {KINDS[self._format]}")
             if self._format == "avro":
-                return AvroReader(schema.text, schema.references, self._columns)
-            return ProtobufReader(schema.text, wire_format.path(prefix)[0], self._columns)
-        except (UnusableSchema, SchemaMismatch) as error:
+                texts = [text for _, text in schema.references]
+                return AvroReader(schema.text, texts, self._columns)
+            path = wire_format.path(prefix)[0]
+            return ProtobufReader(schema.text, schema.references, path, self._columns)
+        except BaseException as error:
+            _raise_unless_data_is_bad(error)  # SchemaMismatch, UnusableSchema, or a panic
             logger.warning("every event of schema %d is rejected: %s", number, error)
             return "schema_mismatch"
 

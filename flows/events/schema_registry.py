@@ -55,8 +55,9 @@ class WriterSchema:
     """AVRO, PROTOBUF or JSON."""
     text: str
     """Avro: JSON. Protobuf: the file's descriptor, serialised, in base64."""
-    references: tuple[str, ...] = ()
-    """Texts of the Avro schemas that it builds upon, each behind those it needs itself."""
+    references: tuple[tuple[str, str], ...] = ()
+    """Name and text of each schema that it builds upon, behind those that one needs itself; the
+    name is Avro's full name, or the path by which a Protobuf file is imported."""
 
 
 class Registry:
@@ -129,32 +130,34 @@ class Registry:
             lambda: with_text(self._client.get_schema(schema_id, fmt="serialized")),
             (NO_SCHEMA, MOCK),
         )
-        kind, texts = found.schema_type or "AVRO", dict[Any, str]()
-        if kind == "AVRO":
-            self._add_references(found, texts)
-        return WriterSchema(kind=kind, text=found.schema_str, references=tuple(texts.values()))
+        kind, references = found.schema_type or "AVRO", dict[Any, tuple[str, str]]()
+        if kind != "JSON":
+            self._add_references(found, references)
+        texts = tuple(references.values())
+        return WriterSchema(kind=kind, text=found.schema_str, references=texts)
 
-    def _add_references(self, schema: Schema, texts: dict[Any, str]) -> None:
-        """Texts of what a schema builds upon, each behind those it needs, by subject and version.
+    def _add_references(self, schema: Schema, known: dict[Any, tuple[str, str]]) -> None:
+        """Names and texts of what a schema builds upon, each behind those it needs.
 
         A version may be deleted: what was registered before goes on to build upon it.
         """
         for reference in schema.references or ():
             place = reference.subject, reference.version
-            if place in texts:
+            if place in known:
                 continue
             found = self._asked(
                 f"cannot give version {place[1]} of subject {place[0]!r}",
                 partial(self._version, *place),
                 (NO_SUBJECT, NO_VERSION, MOCK),
             )
-            texts[place] = ""  # not asked for again, should it build upon itself
-            self._add_references(found, texts)
-            del texts[place]
-            texts[place] = found.schema_str
+            known[place] = "", ""  # not asked for again, should it build upon itself
+            self._add_references(found, known)
+            del known[place]
+            known[place] = str(reference.name), str(found.schema_str)
 
     def _version(self, subject: Any, version: Any) -> Schema:
-        return with_text(self._client.get_version(subject, version, deleted=True).schema)
+        found = self._client.get_version(subject, version, deleted=True, fmt="serialized")
+        return with_text(found.schema)
 
     def _asked(self, failure: str, ask: Callable[[], Any], unknown: Sequence[int] = ()) -> Any:
         """What the registry answers.
