@@ -119,6 +119,14 @@ def avro(fields: list[dict[str, Any]]) -> str:
 ID = {"name": "impression_id", "type": "string"}
 TS = {"name": "ts_ms", "type": "long"}
 VALUE = {"name": "value", "type": "int"}
+
+
+def record(*fields: Any) -> dict[str, Any]:
+    return {"type": "record", "name": "Inner", "fields": list(fields)}
+
+
+EMPTY = {"type": "record", "name": "Empty", "fields": list[Any]()}
+DECIMAL = {"type": "bytes", "logicalType": "decimal", "precision": 4, "scale": 2}
 TIMES = {"type": "long", "logicalType": "timestamp-micros"}
 
 
@@ -152,11 +160,8 @@ def avro_rows(
         ({"name": "new", "type": ["null", "double"], "default": None}, b"\0", {}),
         ({"name": "new", "type": "bytes"}, b"\x04\xff\xfe", {}),
         ({"name": "new", "type": {"type": "fixed", "name": "F", "size": 16}}, b"\xff" * 16, {}),
-        (
-            {"name": "new", "type": {"type": "bytes", "logicalType": "decimal", "precision": 4}},
-            b"\x02\x05",
-            {},
-        ),
+        ({"name": "new", "type": DECIMAL}, b"\x02\x05", {}),
+        ({"name": "new", "type": ["null", DECIMAL]}, b"\x02\x02\xff", {}),
         (
             {
                 "name": "new",
@@ -173,6 +178,16 @@ def avro_rows(
             b"\x04\x02\x02k\x05\0",
             {},
         ),
+        ({"name": "new", "type": EMPTY}, b"", {}),
+        ({"name": "new", "type": "null"}, b"", {}),
+        ({"name": "new", "type": {"type": "map", "values": EMPTY}}, b"\x02\x02k\0", {}),
+        ({"name": "new", "type": {"type": "map", "values": "null"}}, b"\x01\x04\x02k\0", {}),
+        ({"name": "new", "type": ["null", EMPTY]}, b"\x02", {}),
+        ({"name": "new", "type": ["null", "long", EMPTY]}, b"\x04", {}),
+        ({"name": "new", "type": [EMPTY]}, b"\0", {}),
+        ({"name": "new", "type": {"type": "array", "items": ["null", EMPTY]}}, b"\x02\x02\0", {}),
+        ({"name": "new", "type": record({"name": "e", "type": EMPTY}, VALUE)}, b"\x02", {}),
+        ({"name": "new", "type": record({"name": "e", "type": EMPTY})}, b"", {}),
         ({"name": "user_id", "type": "int"}, b"\x05", {"user_id": -3}),
         ({"name": "user_id", "type": ["int", "null"]}, b"\x02", {"user_id": None}),
         ({"name": "user_id", "type": "null"}, b"", {"user_id": None}),
@@ -225,6 +240,11 @@ def test_avro_time_may_be_a_timestamp() -> None:
         [ID, {**TS, "type": ["int", "long"]}, VALUE],
         [ID, TS, VALUE, {"name": "price", "type": "string"}],
         [ID, TS, VALUE, {"name": "user_id", "type": TIMES}],
+        [ID, TS, VALUE, {"name": "device", "type": DECIMAL}],
+        [ID, TS, VALUE, {"name": "device", "type": ["null", {"type": DECIMAL}]}],
+        [ID, TS, VALUE, {"name": "recent", "type": {"type": "array", "items": DECIMAL}}],
+        [ID, TS, VALUE, {"name": "recent", "type": {"type": "map", "values": EMPTY}}],
+        [ID, {**TS, "type": "null"}, VALUE],
         [ID, TS, VALUE, {"name": "seen", "type": {"type": "array", "items": "string"}}],
         [ID, TS, VALUE, {"name": "new", "type": {"type": "array", "items": "null"}}],
         [ID, TS, VALUE, {"name": "new", "type": ["null", "shop.Theirs"]}],

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyruhvro
 
 from flows.events import avro_schema
-from flows.events.schema_resolution import check
+from flows.events.schema_resolution import SchemaMismatch, check
 
 
 class LongRecords(ValueError):
@@ -37,7 +37,11 @@ class AvroReader:
             UnusableSchema: its records cannot be read.
             SchemaMismatch: it has not these columns.
         """
-        self._schema = json.dumps(avro_schema.plain(text, references))
+        plain = avro_schema.plain(text, references)
+        for field in plain["fields"]:
+            if field["name"] in columns.names and avro_schema.holds_decimals(field["type"]):
+                raise SchemaMismatch(f"column {field['name']!r} holds decimals")
+        self._schema = json.dumps(plain)
         try:
             writer = pa.schema(pyruhvro.avro_to_arrow_schema(self._schema))
         except ValueError as error:

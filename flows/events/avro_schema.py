@@ -1,8 +1,9 @@
 """Avro schemas: those of writers, made plain for the decoder, and ours.
 
 The decoder knows fewer types than Avro has. A plain schema reads the same bytes: names are written
-out, logical types but times are dropped, bytes are read as a string, a fixed as so many floats.
-What cannot be read that way, or could grow without end from a few bytes, is refused.
+out, logical types but times are dropped, bytes are read as a string, a fixed as so many floats, and
+fields without bytes are left out. What cannot be read that way, or could grow without end from few
+bytes, is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ import pyarrow as pa
 
 PRIMITIVES = frozenset({"null", "boolean", "int", "long", "float", "double", "string"})
 KEPT_LOGICAL = frozenset({"timestamp-millis", "timestamp-micros"})
+DECIMALS = frozenset({"decimal", "big-decimal"})
+"""Marks that a plain type keeps, since such bytes are no text."""
+NOTHING = {"name": "nothing", "type": "null"}
+"""The field of a record that has no bytes: the decoder knows none without fields."""
 MAX_TYPES = 10_000
 """A schema that is larger when written out is refused."""
 Type = Any
@@ -45,6 +50,15 @@ def plain(text: str, references: Sequence[str] = ()) -> Type:
     if not isinstance(found, dict) or found["type"] != "record":
         raise UnusableSchema("no Avro record")
     return found
+
+
+def holds_decimals(found: Type) -> bool:
+    """Whether the values of a column of a plain type are decimals, or lists of them."""
+    if isinstance(found, list):
+        return any(map(holds_decimals, found))
+    if not isinstance(found, dict):
+        return False
+    return found.get("logicalType") in DECIMALS or holds_decimals(found.get("items"))
 
 
 def of_columns(columns: pa.Schema, name: str) -> Type:
@@ -98,7 +112,9 @@ class _Flattener:
         if kind == "array":
             return {"type": "array", "items": self._item(given["items"], space)}
         if kind == "map":
-            return {"type": "map", "values": self.plain(given["values"], space)}
+            return self._map(self.plain(given["values"], space))
+        if kind == "bytes" and given.get("logicalType") in DECIMALS:
+            return {"type": "string", "logicalType": given["logicalType"]}
         if given.get("logicalType") in KEPT_LOGICAL and kind == "long":
             return {"type": "long", "logicalType": given["logicalType"]}
         return self.plain(kind, space)
@@ -132,11 +148,19 @@ class _Flattener:
             return _fixed(unique, given["size"])
         self._open.append(full)
         fields = [
-            {"name": field["name"], "type": self.plain(field["type"], space)}
+            {"name": field["name"], "type": kind}
             for field in given["fields"]
+            if not _is_empty(kind := self.plain(field["type"], space))
         ]
         self._open.pop()
-        return {"type": "record", "name": unique, "fields": fields}
+        return {"type": "record", "name": unique, "fields": fields or [NOTHING]}
+
+    def _map(self, values: Type) -> Type:
+        if not _is_empty(values):
+            return {"type": "map", "values": values}
+        key = {"name": "key", "type": "string"}  # a list of keys has the same bytes
+        item = {"type": "record", "name": f"t{self._count}_key", "fields": [key]}
+        return {"type": "array", "items": item}
 
     def _item(self, given: Type, space: str) -> Type:
         item = self.plain(given, space)
