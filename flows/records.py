@@ -28,6 +28,9 @@ HEADER = b"exfm"
 MAX_MESSAGE_ROWS = 8192
 MAX_MESSAGE_BYTES = 700_000
 """Before compression; brokers refuse more than 1 MB unless told otherwise."""
+MAX_EVENT_BYTES = 512 * 1024
+"""Of an event's texts and lists; a larger one is rejected when it is read. With the labels and
+logits of a hundred tasks beside them, an example must be a message still, or the join would end."""
 
 ADDRESS = [
     pa.field("partition", pa.int32()),

@@ -11,6 +11,7 @@ import pytest
 
 from flows.kafka.client import client_config, ensure_topics
 from flows.kafka.consumer import PartitionConsumer
+from flows.records import MAX_EVENT_BYTES
 from flows.settings import Settings
 from tests.processes import started
 from tests.test_das import (
@@ -40,6 +41,7 @@ MALFORMED: list[tuple[str, bytes | None]] = [
     ("duplicate_field", b'{"impression_id": "x", "impression_id": "y"}'),
     ("wrong_type", b'{"impression_id": 3}'),
     ("not_json", b'{"impression_id": "\\ud800"}'),
+    ("too_large", b'{"impression_id": "%s"}' % (b"x" * MAX_EVENT_BYTES + b"x")),
 ]
 
 

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from flows.events.arrow_events import one_row
 from flows.events.decoding import Decoded, EventDecoder
-from flows.events.encoding import FramedEvents
+from flows.events.encoding import FramedEvents, json_events
 from flows.events.json_events import JsonReader
+from flows.events.row_sizes import larger
 from flows.events.rules import impression_rules, label_rules
 from flows.events.schema_registry import connect
-from flows.records import impression_schema
+from flows.records import MAX_EVENT_BYTES, impression_schema
 from flows.registry_settings import SchemaRegistry
 from flows.settings import Settings
 
@@ -267,9 +268,10 @@ def test_rules_hold_for_events_of_a_registered_schema(tiny_settings: Settings, f
     assert [(r.value, r.index) for r in by_offset] == [(v, None) for v in (*values[1:], b"junk")]
 
 
-def stream(table: pa.Table) -> bytes:
+def stream(table: pa.Table, codec: str | None = None) -> bytes:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
+    options = pa.ipc.IpcWriteOptions(compression=codec)
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())
 
@@ -278,6 +280,89 @@ def rows(*changes: dict[str, Any]) -> pa.Table:
     schema = pa.schema([*impression_rules(CONFIG).schema])
     loose = pa.schema([field.with_nullable(True) for field in schema])
     return pa.Table.from_pylist([{**GOOD, **change} for change in changes], schema=loose)
+
+
+LONG = "x" * (MAX_EVENT_BYTES - len("i-1feed"))
+LARGE: list[dict[str, Any]] = [
+    {"device": LONG + "x"},
+    {"device": LONG, "recent_ads": [""]},
+    {"device": "", "recent_ads": ["x" * 1000] * 523},
+    {"device": "", "recent_ads": [""] * (MAX_EVENT_BYTES // 4)},
+    {"impression_id": "x" * MAX_EVENT_BYTES},
+    {"domain": LONG + "search"},
+]
+
+
+@pytest.mark.parametrize("form", ["json", "arrow", "avro", "protobuf"])
+def test_event_that_could_not_be_written_on_is_rejected_alone(
+    tiny_settings: Settings, form: Any
+) -> None:
+    small: dict[str, Any] = dict.fromkeys(("device", "user_id", "price", "p_click"))
+    small["recent_ads"] = []
+    fits: list[dict[str, Any]] = [{"device": LONG}, {"recent_ads": ["x" * 1000] * 500}]
+    events = [{**GOOD, **small, **change} for change in ({}, *LARGE, *fits)]
+    rules, registry = impression_rules(tiny_settings), SchemaRegistry(url=f"mock://large-{form}")
+    table = pa.Table.from_pylist(events, schema=rules.schema)
+    if form == "json":
+        values = json_events(table)
+    elif form == "arrow":
+        values = [stream(table.slice(i, 1)) for i in range(len(table))]
+    else:
+        values = FramedEvents(form, rules.schema, "I", "t", connect(registry)).write(table)
+    decoder = EventDecoder(rules.schema, form, rules.faults, registry)
+    decoded = decoder.decode(messages(values))
+    assert reasons(decoded) == dict.fromkeys(range(1, 1 + len(LARGE)), "too_large")
+    assert decoded.table["offset"].to_pylist() == [100, 107, 108]
+
+
+def test_row_that_is_large_once_unpacked_is_rejected_alone() -> None:
+    message = stream(rows({}, {"recent_ads": ["x" * 20_000_000]}, {"domain": "mail"}, {}), "zstd")
+    assert len(message) < 5000
+    decoded = impressions(CONFIG, [message], "arrow")
+    found = {r.index: (r.reason, len(r.value or b"") > 20_000_000) for r in decoded.rejected}
+    assert found == {1: ("too_large", True), 2: ("unknown_domain", False)}
+    assert decoded.table["index"].to_pylist() == [0, 3]
+
+
+TEXT = st.text("xé", max_size=6)
+SOME = st.lists(
+    st.fixed_dictionaries(
+        {
+            "a": st.none() | TEXT,
+            "b": st.none() | st.lists(st.none() | TEXT, max_size=4),
+            "c": st.none() | st.lists(st.none() | st.integers(0, 9), max_size=4),
+            "d": st.integers(0, 9),
+        }
+    ),
+    max_size=8,
+)
+SIZED = pa.schema(
+    [
+        pa.field("a", pa.string()),
+        pa.field("b", pa.list_(pa.string())),
+        pa.field("c", pa.list_(pa.int64())),
+        pa.field("d", pa.int32()),
+    ]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(first=SOME, second=SOME, most=st.integers(0, 60), skip=st.integers(0, 3))
+def test_larger_rows_are_those_whose_values_sum_up_to_more(
+    first: list[dict[str, Any]], second: list[dict[str, Any]], most: int, skip: int
+) -> None:
+    parts = [pa.Table.from_pylist(part, schema=SIZED) for part in (first, second)]
+    table = pa.concat_tables(parts).slice(skip)
+    sizes = [
+        len((row["a"] or "").encode())
+        + sum(4 + len((text or "").encode()) for text in row["b"] or ())
+        + 8 * len(row["c"] or ())
+        for row in (first + second)[skip:]
+    ]
+    found = larger(table, most)
+    assert [size > most for size in sizes] == (
+        [False] * len(sizes) if found is None else found.tolist()
+    )
 
 
 def test_arrow_rows_are_rejected_one_by_one() -> None:

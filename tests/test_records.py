@@ -7,7 +7,17 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.records import MAX_MESSAGE_BYTES, MAX_MESSAGE_ROWS, parts, shard_of
+from flows.records import (
+    MAX_EVENT_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_MESSAGE_ROWS,
+    ExampleHeader,
+    encode,
+    example_schema,
+    parts,
+    shard_of,
+)
+from flows.settings import Settings
 
 
 @given(st.lists(st.text()), st.integers(1, 100))
@@ -34,3 +44,19 @@ def test_parts_are_rows_in_order_none_too_large(lengths: list[int]) -> None:
 def test_parts_of_many_small_rows() -> None:
     table = pa.table({"n": range(3 * MAX_MESSAGE_ROWS + 1)})
     assert [part.num_rows for part in parts(table)] == [*[MAX_MESSAGE_ROWS] * 3, 1]
+
+
+def test_example_of_the_largest_event_is_a_message() -> None:
+    tasks = [{"name": f"task{i}", "window_s": 1, "oracle": f"p{i}"} for i in range(100)]
+    features = [{"name": f"f{i}", "kind": "sequence"} for i in range(100)]
+    config = {"domains": ["feed"], "tasks": tasks, "features": features}
+    students = [{"name": "one", "tasks": ["task0"]}]
+    schema = example_schema(Settings.model_validate({**config, "students": students}))
+    row = {**dict.fromkeys(schema.names, 1), **{f"f{i}": [""] for i in range(100)}}
+    row |= {"impression_id": "i", "domain": "feed", **{f"mask_task{i}": True for i in range(100)}}
+    row["f0"] = [""] * (MAX_EVENT_BYTES // 4 - 101)
+    table = pa.Table.from_pylist([row] * 2, schema=schema)
+    header = ExampleHeader(shard=0, first=0, through_ms=0, total=2)
+    found = parts(table)
+    assert [part.num_rows for part in found] == [1, 1]
+    assert max(len(encode(part, header)) for part in found) < 1_000_000

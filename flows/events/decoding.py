@@ -13,9 +13,10 @@ from confluent_kafka import Message
 from flows.events import arrow_events
 from flows.events.framed_events import FramedParser
 from flows.events.json_events import JsonReader
+from flows.events.row_sizes import larger
 from flows.events.rules import Faults, Mask, missing
 from flows.events.schema_registry import connect
-from flows.records import ADDRESS
+from flows.records import ADDRESS, MAX_EVENT_BYTES
 from flows.registry_settings import SchemaRegistry
 from flows.settings import Format
 
@@ -111,9 +112,11 @@ class EventDecoder:
         return rejected
 
     def _broken_rules(self, columns: pa.Table) -> list[tuple[str, Mask]]:
+        large_N = larger(columns, MAX_EVENT_BYTES)
+        too_large = [] if large_N is None else [("too_large", large_N)]
         absent = missing(columns, self._required)
         if not absent:
-            return self._faults(columns)
+            return [*too_large, *self._faults(columns)]
         # rules are written for columns without nulls: look at the complete rows only
         complete_N = ~np.logical_or.reduce([bad_N for _, bad_N in absent])
         spread = []
@@ -121,7 +124,7 @@ class EventDecoder:
             bad_N = np.zeros(columns.num_rows, dtype=np.bool_)
             bad_N[complete_N] = bad_M
             spread.append((reason, bad_N))
-        return [*absent, *spread]
+        return [*too_large, *absent, *spread]
 
     def _read_one_each(
         self, parse: Parse, messages: Sequence[Message], rejected: list[Rejected]
