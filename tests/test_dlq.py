@@ -385,21 +385,28 @@ def test_topic_without_which_there_are_no_letters_is_named(
 
 
 @pytest.mark.kafka
+@pytest.mark.parametrize("cut", ["size", "key_size"])
 def test_part_of_an_event_is_not_sent(
-    rejected: tuple[Settings, RunFolder], producer: BatchProducer, tmp_path: Path
+    rejected: tuple[Settings, RunFolder], producer: BatchProducer, tmp_path: Path, cut: str
 ) -> None:
     settings, folder = rejected
     name = settings.topics.impressions.name
     letter = {"reason": b"huge", "topic": name.encode(), "partition": b"1", "offset": b"77"}
     producer.send(
-        settings.topics.dead_letters.name, b"[[[", headers={**letter, "size": b"9"}, reason="huge"
+        *(settings.topics.dead_letters.name, b"[[["),
+        key="ké".encode() * 100,
+        headers={**letter, cut: b"9000"},
+        reason="huge",
     )
     producer.flush()
-    assert "first bytes of an event" in exfm(folder, "show", "--reason=huge").output
+    shown = exfm(folder, "show", "--reason=huge").output
+    assert "first bytes of an event" in shown
+    assert f"  key        {'ké' * 66}k ... 100 bytes more\n" in shown
     out = tmp_path / "letter"
     raw = exfm(folder, "show", "--reason=huge", "--raw", f"--out={out}")
-    assert (raw.exit_code, raw.stdout_bytes, out.read_bytes()) == (1, b"[[[", b"[[[")
-    assert "the letter is cut: these are the first 3 of 9 bytes of the event" in raw.stderr
+    told = "the letter is cut: these are the first 3 of 9000 bytes of the event" in raw.stderr
+    assert (raw.stdout_bytes, out.read_bytes()) == (b"[[[", b"[[[")
+    assert (raw.exit_code, told) == ((1, True) if cut == "size" else (0, False))
     done = exfm(folder, "replay", "--yes")
     assert "1 of them hold only the first bytes" in done.output
     assert "5 events sent and acknowledged" in done.output

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -154,11 +155,17 @@ def test_letter_that_no_topic_takes_is_cut(
     kafka_settings: Settings, producer: BatchProducer
 ) -> None:
     letters = DeadLetters(producer, kafka_settings.topics.dead_letters.name)
-    letters.put(bytes(16 * 2**20), "impressions", 0, 7, "not_json")
+    for num_bytes in (16 * 2**20, 8 * 2**20):
+        for key_bytes in (16 * 2**20, 4 * 2**20):
+            letters.put(bytes(num_bytes), "i", 0, 7, "not_json", key=bytes(key_bytes))
     letters.flush()
-    (letter,) = dead_letters(kafka_settings, 1)
-    assert letter.value() == bytes(8 * 2**20)
-    assert dict(letter.headers() or ())["size"] == b"16777216"
+    found = dead_letters(kafka_settings, 4)
+    assert {letter.value() for letter in found} == {bytes(8 * 2**20)}
+    assert {letter.key() for letter in found} == {bytes(4 * 2**20)}
+    headers: list[dict[str, Any]] = [dict(letter.headers() or ()) for letter in found]
+    cut = [(letter.get("size"), letter.get("key_size")) for letter in headers]
+    whole = b"16777216"
+    assert cut == [(whole, whole), (whole, None), (None, whole), (None, None)]
 
 
 def test_late_row_of_an_arrow_message_is_set_aside_alone(

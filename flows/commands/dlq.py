@@ -79,7 +79,6 @@ def show(
 
     Example: `exfm dlq show labels:0:17 --out label.json --run market`
     """
-    from flows.letters.log import is_cut
     from flows.letters.tables import cut_short, letter_text
 
     settings = reachable_settings(config, existing_folder(run))
@@ -98,8 +97,9 @@ def show(
         write(letter.value() or b"", out)
     if raw:
         sys.stdout.buffer.write(letter.value() or b"")
-    if is_cut(letter):
-        fail(cut_short(letter), FAILED)
+    missing = cut_short(letter)
+    if missing is not None:
+        fail(missing, FAILED)
 
 
 @app.command()
@@ -132,7 +132,9 @@ def replay(
     if letters["cut"].any():
         num = int(letters["cut"].sum())
         letters = letters.filter(~pl.col("cut"))
-        console().print(f"{num:,} of them hold only the first bytes of an event and stay")
+        console().print(
+            f"{num:,} of them hold only the first bytes of an event or its key and stay"
+        )
     check_destinations(settings, letters)
     console().print("What is still wrong with them, or late, comes back: as a newer letter")
     if dry_run:

@@ -6,9 +6,12 @@ from flows.kafka.client import MAX_MESSAGE_BYTES
 from flows.kafka.producer import BatchProducer
 
 MAX_LETTER_BYTES = MAX_MESSAGE_BYTES // 2
+MAX_KEY_BYTES = MAX_MESSAGE_BYTES // 4
 """More is cut off: a letter that no topic takes would stop the flow for ever."""
 REPLAY_OF = "exfm-replay-of"
 """Header of an event that was sent again: its first place, `topic:partition:offset[:index]`."""
+SIZE, KEY_SIZE = "size", "key_size"
+"""Headers of what was cut: how many bytes there were."""
 
 
 class DeadLetters:
@@ -33,15 +36,14 @@ class DeadLetters:
         """Send one letter; a crash may repeat it.
 
         Args:
-            rejected: the bytes as they were read, the first few MB if they are many (header
-                `size` then says how many); for a row of an Arrow message, an Arrow IPC stream of
-                that row.
+            rejected: the bytes as they were read, the first few MB if they are many (SIZE then
+                says how many); for a row of an Arrow message, an Arrow IPC stream of that row.
             topic: where they were read.
             partition: where they were read.
             offset: where they were read.
             reason: why, one of few names.
             index: the row, if the rest of the message was good.
-            key: of the message that held it.
+            key: of the message that held it; cut likewise (KEY_SIZE).
             replay_of: its header REPLAY_OF, if it was sent again.
         """
         headers = {
@@ -55,8 +57,11 @@ class DeadLetters:
         if replay_of is not None:
             headers["replay_of"] = replay_of
         if rejected is not None and len(rejected) > MAX_LETTER_BYTES:
-            headers["size"] = b"%d" % len(rejected)
+            headers[SIZE] = b"%d" % len(rejected)
             rejected = rejected[:MAX_LETTER_BYTES]
+        if key is not None and len(key) > MAX_KEY_BYTES:
+            headers[KEY_SIZE] = b"%d" % len(key)
+            key = key[:MAX_KEY_BYTES]
         self._producer.send(self._topic, rejected, key=key, headers=headers, reason=reason)
 
     def flush(self) -> None:

@@ -17,6 +17,7 @@ import polars as pl
 from confluent_kafka import Message, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
+from flows.events.dead_letters import KEY_SIZE, SIZE
 from flows.kafka.client import WAIT_S, BrokerUnreachable, admin_client, client_config, cluster
 from flows.kafka.consumer import PartitionConsumer
 from flows.settings import Settings
@@ -34,7 +35,7 @@ SCHEMA = {
     "letter_offset": pl.Int64,
     "at_ms": pl.Int64,  # when it was set aside, wall clock
     "num_bytes": pl.Int64,
-    "cut": pl.Boolean,  # the event was too large, these are its first bytes
+    "cut": pl.Boolean,  # the event was too large, these are the first bytes of it or of its key
     "topic": pl.String,  # null: the message has no origin, exfm did not write it
     "partition": pl.Int32,
     "offset": pl.Int64,
@@ -146,8 +147,8 @@ def origin(message: Message) -> Origin:
 
 
 def is_cut(message: Message) -> bool:
-    """Whether a letter says that its event was larger."""
-    return "size" in dict(message.headers() or ())
+    """Whether a letter says that its event, or the key of that, was larger."""
+    return not {SIZE, KEY_SIZE}.isdisjoint(dict(message.headers() or ()))
 
 
 def place(topic: object, partition: object, offset: object, index: object) -> str:

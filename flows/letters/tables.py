@@ -8,11 +8,13 @@ import polars as pl
 from confluent_kafka import Message
 from rich.table import Table
 
+from flows.events.dead_letters import SIZE
 from flows.letters.log import IDENTITY, is_cut, origin, place
 from flows.wording import moment
 
 SHOWN_BYTES = 4096
 """Of a payload; the rest on request only."""
+SHOWN_KEY_BYTES = 200
 HEX_WIDTH = 32
 """Bytes a line."""
 
@@ -69,18 +71,20 @@ def letter_text(message: Message) -> str:
         f"  letter     {message.topic()}:{message.partition()}:{message.offset()}",
     ]
     if message.key() is not None:
-        lines.append(f"  key        {readable(message.key() or b'')}")
+        lines.append(f"  key        {shortened(message.key() or b'')}")
     headers: dict[str, Any] = dict(message.headers() or ())
     for name, value in headers.items():
         lines.append(f"  {name:<10} {readable(value or b'')}")
     if is_cut(message):
-        lines.append("  cut: these are the first bytes of an event of that size")
+        lines.append("  cut: these are the first bytes of an event, or a key, of that size")
     return "\n".join([*lines, *payload_lines(message.value())])
 
 
-def cut_short(message: Message) -> str:
-    """What is missing of a letter that holds only the first bytes of its event."""
-    size = dict(message.headers() or ())["size"]
+def cut_short(message: Message) -> str | None:
+    """What is missing of a letter that holds only the first bytes of its event; None if nothing."""
+    size = dict(message.headers() or ()).get(SIZE)
+    if size is None:
+        return None
     whole = size.decode(errors="replace") if isinstance(size, bytes) else "-"
     num = len(message.value() or b"")
     return f"the letter is cut: these are the first {num:,} of {whole} bytes of the event"
@@ -113,9 +117,16 @@ def as_text(data: bytes, *, complete: bool) -> str | None:
         return data[: error.start].decode()
 
 
-def readable(data: bytes) -> str:
+def shortened(key: bytes) -> str:
+    """The first bytes of a key on one line."""
+    more = len(key) - SHOWN_KEY_BYTES
+    shown = readable(key[:SHOWN_KEY_BYTES], complete=more <= 0)
+    return f"{shown} ... {more:,} bytes more" if more > 0 else shown
+
+
+def readable(data: bytes, *, complete: bool = True) -> str:
     """A short value on one line."""
-    text = as_text(data, complete=True)
+    text = as_text(data, complete=complete)
     return data.hex(" ") if text is None else escaped(text).replace("\n", "\\n")
 
 
