@@ -33,7 +33,6 @@ from flows.run.setup import (
     store_of,
 )
 
-
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -125,7 +124,6 @@ def run_one(
     addresses = parsed_addresses(address or [], process_id)
     placement = Placement(process_id=process_id, addresses=addresses, workers=workers)
     run_process(process, settings, folder, placement)
-    gc.freeze()  # else the interpreter looks through all that was imported before it ends
 
 
 @app.command()
@@ -273,6 +271,8 @@ def main() -> None:
         if found is None:
             raise
         end(*found)
+    finally:
+        gc.freeze()  # else the interpreter looks through all that was imported before it ends
 
 
 if __name__ == "__main__":

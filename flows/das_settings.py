@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flows.durations import Seconds
+from flows.durations import Seconds, at_least
 from models.schema import Value
 
 MAX_TRANSACTIONAL_S = 300.0
@@ -29,7 +29,7 @@ class Das(Value):
     """Live: examples go out without a prediction once the teacher has been silent this long."""
     shard_grace_s: Seconds = 30.0
     """Live: trainers go on without a shard that has lagged the first one by this long."""
-    recovery_every_s: Annotated[float, Field(ge=0.05)] = 5.0
+    recovery_every_s: Annotated[float, at_least(0.05)] = 5.0
     """Interval of recovery snapshots (Bytewax epochs). Each input must be asked within each, and is
     asked every 20 ms at least."""
     sink: Literal["idempotent", "transactional"] = "idempotent"

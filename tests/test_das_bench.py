@@ -71,6 +71,7 @@ def test_a_file_out_of_order_is_refused(files: EventFiles, tmp_path: Path) -> No
     swapped = tmp_path / "labels.jsonl"
     swapped.write_bytes(b"".join(reversed(lines)))
     partition = ours.FilePartition(settings(), "labels", swapped, ReadAhead(settings()))
+    partition.next_batch()  # wakes the shard, and reads nothing
     with pytest.raises(RuntimeError, match="order of event time"):
         partition.next_batch()
     partition.close()

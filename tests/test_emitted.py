@@ -23,7 +23,7 @@ from flows.join.emitted import Written
 from flows.join.example_rows import Message
 from flows.join.label_join import ARRIVING
 from flows.join.label_rules import LabelRules
-from flows.join.segments import wait_for_writes
+from flows.join.segment_folder import wait_for_writes
 from flows.join.shard import Shard
 from flows.join.watermarks import PatientWatermarks, sources
 from flows.join.written_examples import Found

@@ -64,8 +64,22 @@ def test_topics_of_the_environment_are_made(named_run: Settings, tmp_path: Path)
 
 
 @pytest.mark.kafka
-@pytest.mark.parametrize("module", ["das", "fm_inference", "fm_training", "vm_training"])
+@pytest.mark.parametrize("module", ["fm_inference", "fm_training", "vm_training"])
 def test_flow_finds_topics_that_were_not_there(named_run: Settings, module: str) -> None:
     assert isinstance(import_module(f"flows.{module}").flow(), Dataflow)
-    found = admin_client(client_config(named_run.kafka)).list_topics(timeout=10).topics
-    assert {topic.name for _, topic in named_run.topics} <= found.keys()
+    insist_on_topics(named_run)
+
+
+@pytest.mark.kafka
+def test_join_finds_topics_that_were_not_there(named_run: Settings) -> None:
+    code = "from flows.das import flow; print(type(flow()).__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "Dataflow\n"), done.stderr
+    insist_on_topics(named_run)
+
+
+def insist_on_topics(settings: Settings) -> None:
+    found = admin_client(client_config(settings.kafka)).list_topics(timeout=10).topics
+    assert {topic.name for _, topic in settings.topics} <= found.keys()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flows.join.admission import Admission, canonical
 from flows.join.recent_ids import BITS_AN_ID, FAR, WORD_BITS, Filter, RecentIds, hashes
-from flows.join.segments import SegmentFolder
+from flows.join.segment_folder import SegmentFolder
 from flows.records import ADDRESS, BEGIN_MS
 
 HORIZON_MS = 20

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from flows.join import segments
 from flows.join.recovery import WAY_OUT, StateFull
-from flows.join.segments import Segment, SegmentError, SegmentFolder, SegmentStore, wait_for_writes
+from flows.join.segment import Segment
+from flows.join.segment_folder import SegmentError, SegmentFolder, wait_for_writes
+from flows.join.segments import SegmentStore
 
 SCHEMA = pa.schema([("ts_ms", pa.int64()), ("name", pa.string()), ("key", pa.uint64())])
 TS_MS = st.integers(0, 40)

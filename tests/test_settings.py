@@ -128,7 +128,7 @@ def test_a_broken_element_is_no_missing_one(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as refused:
         load(path)
     assert str(refused.value).splitlines() == [
-        f"{path}: tasks.0.window_s = 0: must be from 0.001 to 315576000: a millisecond, ten years",
+        f"{path}: tasks.0.window_s = 0: must be from 0.001 to 315576000, ten years",
         f"{path}: colour = 'red': unknown key",
     ]
 

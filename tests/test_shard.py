@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from flows.join.example_rows import Message
 from flows.join.label_join import ARRIVING
-from flows.join.segments import wait_for_writes
+from flows.join.segment_folder import wait_for_writes
 from flows.join.shard import Shard
 from flows.join.watermarks import Watermarks, sources
 from flows.records import (

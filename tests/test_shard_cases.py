@@ -12,7 +12,7 @@ import pytest
 from flows.join import label_join
 from flows.join.label_join import ARRIVING
 from flows.join.recovery import StateFull
-from flows.join.segments import SegmentError, wait_for_writes
+from flows.join.segment_folder import SegmentError, wait_for_writes
 from flows.join.shard import Shard
 from flows.join.watermarks import PatientWatermarks, Watermarks, sources
 from flows.records import decode, impression_schema, prediction_schema

@@ -28,6 +28,7 @@ from benchmarks.das.events import BEGIN_MS, settings
 from benchmarks.formats import events
 from flows.allocator import use_malloc
 from flows.join import segments
+from flows.join.segment_folder import wait_for_writes
 from flows.join.shard import Shard
 from flows.join.sources import rows_by_shard
 from flows.join.watermarks import Watermarks, sources
@@ -124,7 +125,7 @@ def measure(rows: int, held: bool) -> dict[str, Any]:
                 for shard in join.shards:
                     shard.save()
             most = larger(most, resident())
-        segments.wait_for_writes()
+        wait_for_writes()
         waiting, waiting_s = resident(), time.process_time() - begin_s
         closed, ts_ms = 0, BEGIN_MS + DAY_S * 1000
         while closed < rows:

@@ -24,7 +24,7 @@ from flows.backfill.sources import bounded_sources
 from flows.backfill.targets import Target, Watch
 from flows.das import build
 from flows.join.recovery import WAY_OUT, RecoveryUnreadable, StateFull, speaking
-from flows.join.segments import SegmentError
+from flows.join.segment_folder import SegmentError
 from flows.join.state import claim, made_for, recovery_folder
 from flows.run_folder import write_json
 from flows.run_lock import held

@@ -21,7 +21,7 @@ from bytewax.inputs import StatefulSourcePartition
 from flows.backfill.course import Course, Range
 from flows.backfill.plan import BackfillRefused, Span
 from flows.backfill.set_aside import Judged
-from flows.join.segments import times
+from flows.join.segment import times
 from flows.join.sources import InputPartition, Item
 from flows.join.watermarks import Source
 from flows.records import END_MS

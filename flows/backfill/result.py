@@ -17,7 +17,8 @@ from flows.backfill.rows import ShardRows
 from flows.backfill.set_aside import by_topic, reasons
 from flows.join.admission import REPEATS
 from flows.join.recovery import SavedShard, saved_shards
-from flows.join.segments import SegmentFolder, SegmentStore
+from flows.join.segment_folder import SegmentFolder
+from flows.join.segments import SegmentStore
 from flows.join.state import recovery_folder, shards_folder
 from flows.records import BEGIN_MS, END_MS, impression_schema
 from flows.settings import Settings

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from flows.events.dead_letters import DeadLetters
-from flows.join.segments import times
+from flows.join.segment import times
 
 ACCEPTED = "accepted"
 """Beside the reasons that an event is set aside for."""

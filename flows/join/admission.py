@@ -13,7 +13,9 @@ import pyarrow as pa
 
 from flows.join.places import PLACE, Places
 from flows.join.recent_ids import Hashes, RecentIds, hashes
-from flows.join.segments import SegmentFolder, SegmentStore, StoreState, Times, times
+from flows.join.segment import Times, times
+from flows.join.segment_folder import SegmentFolder
+from flows.join.segments import SegmentStore, StoreState
 from flows.records import ADDRESS
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]

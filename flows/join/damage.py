@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flows.join.recovery import WAY_OUT, SavedShard
-from flows.join.segments import File, SegmentError, SegmentFolder
+from flows.join.segment import File
+from flows.join.segment_folder import SegmentError, SegmentFolder
 
 
 def damage(saved: SavedShard, folder: Path, *, checksums: bool) -> Iterator[str]:

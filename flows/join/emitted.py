@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from flows.join.label_rules import LabelRules
 from flows.join.leaving import Leaving, single, together
-from flows.join.segments import SegmentFolder, SegmentStore, StoreState
+from flows.join.segment_folder import SegmentFolder
+from flows.join.segments import SegmentStore, StoreState
 from flows.records import BEGIN_MS
 from monitoring.metrics import DAS_MOVED, DAS_TOO_LATE
 

@@ -15,7 +15,9 @@ from flows.join.label_rules import LabelRules
 from flows.join.places import PLACE
 from flows.join.recent_ids import RecentIds, hashes
 from flows.join.row_choice import rows_among
-from flows.join.segments import SegmentFolder, SegmentStore, StoreState, times
+from flows.join.segment import times
+from flows.join.segment_folder import SegmentFolder
+from flows.join.segments import SegmentStore, StoreState
 from flows.records import ADDRESS, LABELS
 from monitoring.metrics import DAS_REPEATS, DAS_UNMATCHED
 

@@ -18,7 +18,8 @@ from flows.join.label_rules import LabelRules
 from flows.join.leaving import Leaving, Masks, single, together, whole
 from flows.join.outcomes import COLUMNS, GROUP, decisions, extra_rows, judged, sequences
 from flows.join.places import PLACE
-from flows.join.segments import SegmentFolder, SegmentStore, StoreState
+from flows.join.segment_folder import SegmentFolder
+from flows.join.segments import SegmentStore, StoreState
 from flows.records import ADDRESS, END_MS
 from monitoring.metrics import (
     DAS_CORRECTING,

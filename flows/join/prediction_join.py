@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from flows.join.places import Places
-from flows.join.segments import SegmentFolder, SegmentStore, StoreState, Times, times
+from flows.join.segment import Times, times
+from flows.join.segment_folder import SegmentFolder
+from flows.join.segments import SegmentStore, StoreState
 from monitoring.metrics import DAS_REPEATS, DAS_UNMATCHED
 
 Span = tuple[int, int]

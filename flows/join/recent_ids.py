@@ -18,7 +18,9 @@ import polars as pl
 import polars_hash
 import pyarrow as pa
 
-from flows.join.segments import SegmentFolder, SegmentStore, StoreState, Times, times
+from flows.join.segment import Times, times
+from flows.join.segment_folder import SegmentFolder
+from flows.join.segments import SegmentStore, StoreState
 
 RECENT = pa.schema([("high", pa.uint64()), ("low", pa.uint64()), ("ts_ms", pa.int64())])
 BITS_AN_ID = 16

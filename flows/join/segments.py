@@ -9,21 +9,14 @@ number to the base 8, so they stay few and a row is copied rarely.
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from threading import Lock
-from typing import Any, Literal, TypedDict
+from concurrent.futures import Future
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
-from flows.join.recovery import WAY_OUT, StateFull
+from flows.join.segment import File, Segment, Times, in_order, times
+from flows.join.segment_folder import SegmentFolder, beside
 from flows.records import BEGIN_MS
 
 MAX_FRESH_BYTES = 96 << 20
@@ -32,23 +25,6 @@ MAX_MERGED_BYTES = 64 << 20
 """What is merged is smaller in sum: it is in memory until it is written."""
 MERGED = 8
 """Segments of one size that become one of the next size."""
-KEPT_SNAPSHOTS = 2
-"""Earlier snapshots whose files stay: the newest may not be committed yet."""
-
-Times = np.ndarray[Any, np.dtype[np.int64]]
-SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
-
-
-class SegmentError(RuntimeError):
-    """A file of the state is missing or damaged; the message names it."""
-
-
-class File(TypedDict):
-    """A segment as a snapshot names it."""
-
-    name: str
-    size: int
-    xxh64: str
 
 
 class StoreState(TypedDict):
@@ -56,186 +32,6 @@ class StoreState(TypedDict):
 
     floor_ms: int
     files: list[File]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Segment:
-    """Sorted rows that never change."""
-
-    table: pa.Table
-    first_ms: int
-    """Smallest `ts_ms`."""
-    last_ms: int
-    """Largest `ts_ms`."""
-    num_bytes: int
-    """Of the file, or in memory."""
-    file: File | None
-    """None: in memory only."""
-
-    @classmethod
-    def of(cls, table: pa.Table, file: File | None = None) -> Segment:
-        """A segment of at least one row."""
-        ts_N = times(table)
-        return cls(
-            table=table,
-            first_ms=int(ts_N.min()),
-            last_ms=int(ts_N.max()),
-            num_bytes=file["size"] if file else int(table.nbytes),
-            file=file,
-        )
-
-    @property
-    def level(self) -> int:
-        """How many digits its number of rows has to the base MERGED."""
-        return (int(self.table.num_rows).bit_length() + 2) // 3
-
-    def rows(self, low_ms: int, high_ms: int) -> tuple[int, int]:
-        """Where its rows with low_ms <= ts_ms < high_ms begin and end, if sorted by time."""
-        if low_ms <= self.first_ms and self.last_ms < high_ms:
-            return 0, self.table.num_rows
-        if high_ms <= self.first_ms or self.last_ms < low_ms:
-            return 0, 0
-        start, end = np.searchsorted(times(self.table), (low_ms, high_ms))
-        return int(start), int(max(start, end))
-
-    def rows_at(self, ts_N: Times) -> Times:
-        """Its rows of some event times, if sorted by time."""
-        start_N, end_N = (np.searchsorted(times(self.table), ts_N, side) for side in SIDES)
-        num_N = end_N - start_N
-        before_N = np.cumsum(num_N) - num_N
-        return np.repeat(start_N - before_N, num_N) + np.arange(num_N.sum())
-
-
-def times(table: pa.Table) -> Times:
-    """Column `ts_ms`, shape [N]."""
-    return np.asarray(table.column("ts_ms").to_numpy(), dtype=np.int64)
-
-
-def in_order(tables: list[pa.Table], order: str) -> pa.Table:
-    """Rows of tables in one chunk, sorted by a column; where that is equal, as they come."""
-    table = pa.concat_tables(tables)
-    key_N = table.column(order).to_numpy()
-    if (key_N[1:] >= key_N[:-1]).all():
-        return table.combine_chunks()
-    return table.take(np.argsort(key_N, kind="stable")).combine_chunks()
-
-
-@cache
-def beside() -> ThreadPoolExecutor:
-    """The thread of this process that writes segments while others are joined."""
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="segments")
-
-
-def wait_for_writes() -> None:
-    """Wait until that thread has written all that it was given."""
-    beside().submit(lambda: None).result()
-
-
-class SegmentFolder:
-    """The files of one shard."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stores: list[SegmentStore] = []
-        self._naming = Lock()
-        self._files: set[str] = set()
-        self._earlier: deque[set[str]] = deque(maxlen=KEPT_SNAPSHOTS)
-        self._number = 0
-
-    def write(self, kind: str, table: pa.Table) -> Segment:
-        """Write `table`, in one chunk, as a new file and map it; in any thread.
-
-        It survives the death of the process; a machine that loses power may lose it, which the
-        checksum then tells.
-
-        Raises:
-            StateFull: it cannot be written.
-        """
-        with self._naming:
-            name = f"{kind}-{self._number:08d}.arrow"
-            self._number += 1
-        path, draft = self._path / name, self._path / f".{name}"
-        try:
-            self._path.mkdir(parents=True, exist_ok=True)
-            with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
-            draft.replace(path)
-            data = pa.memory_map(str(path)).read_buffer()
-        except OSError as error:
-            raise StateFull(path, os.strerror(error.errno) if error.errno else error) from error
-        self._files.add(name)
-        file = File(name=name, size=data.size, xxh64=xxhash.xxh64(data).hexdigest())
-        return Segment.of(pa.ipc.open_file(data).read_all(), file)
-
-    def open(self, file: File) -> Segment:
-        """Map a file that an earlier process wrote.
-
-        Raises:
-            SegmentError: it is missing or damaged.
-        """
-        data = self.check(file)
-        self._files.add(file["name"])
-        return Segment.of(pa.ipc.open_file(data).read_all(), file)
-
-    def check(self, file: File) -> pa.Buffer:
-        """Content of a file, if it is what was written; in any thread.
-
-        Raises:
-            SegmentError: it is missing or damaged.
-        """
-        path = self._path / file["name"]
-        try:
-            data = pa.memory_map(str(path)).read_buffer()
-        except OSError as error:
-            why = "it is gone" if not path.exists() else str(error)
-            raise SegmentError(f"segment {path} cannot be read: {why}; {WAY_OUT}") from error
-        found = xxhash.xxh64(data).hexdigest()
-        if data.size != file["size"] or found != file["xxh64"]:
-            raise SegmentError(
-                f"segment {path} is damaged: {data.size} bytes, xxh64 {found}; "
-                f"its snapshot says {file['size']} bytes, xxh64 {file['xxh64']}; {WAY_OUT}"
-            )
-        return data
-
-    def resume(self, number: int, named: Iterable[str]) -> None:
-        """Go on from a snapshot; files that it does not name are of a time that never was.
-
-        What an earlier run of the flow in this process has begun to write is waited for.
-        """
-        wait_for_writes()
-        self._number, keep = number, set(named)
-        self._earlier.append(keep)
-        for path in self._path.glob("*.arrow") if self._path.exists() else ():
-            if path.name not in keep:
-                path.unlink()
-
-    def retire(self, named: set[str]) -> None:
-        """Delete what neither this snapshot nor the ones before it name.
-
-        Raises:
-            SegmentError: a file that it names is gone, so nothing could go on from it.
-        """
-        for name in sorted(named):
-            if not (self._path / name).exists():
-                raise SegmentError(f"segment {self._path / name} is gone; {WAY_OUT}")
-        for name in self._files.difference(named, *self._earlier):
-            (self._path / name).unlink(missing_ok=True)
-            self._files.discard(name)
-        self._earlier.append(named)
-
-    def add(self, store: SegmentStore) -> None:
-        """A store writes here."""
-        self._stores.append(store)
-
-    def spill(self) -> None:
-        """Let all stores write what they hold in memory, beside what comes next."""
-        for store in self._stores:
-            store.spill()
-
-    @property
-    def number(self) -> int:
-        """Number of the next file."""
-        return self._number
 
 
 class SegmentStore:
@@ -261,7 +57,7 @@ class SegmentStore:
         self._writing: Future[list[Segment]] | None = None
         self.floor_ms = BEGIN_MS
         """Rows before this are forgotten."""
-        folder.add(self)
+        folder.add(self.spill)
 
     def append(self, table: pa.Table) -> None:
         """Take rows in; those before the floor are not seen again."""

@@ -24,7 +24,9 @@ from flows.join.places import PLACE
 from flows.join.policy_join import WOKEN, PolicyJoin
 from flows.join.prediction_join import PredictionJoin
 from flows.join.row_choice import rows_among
-from flows.join.segments import SegmentFolder, SegmentStore, times
+from flows.join.segment import times
+from flows.join.segment_folder import SegmentFolder
+from flows.join.segments import SegmentStore
 from flows.join.shard_gauges import ShardGauges
 from flows.join.spilling import Spilling
 from flows.join.watermarks import Source, Watermarks

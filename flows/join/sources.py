@@ -23,7 +23,7 @@ from flows.events.dead_letters import DeadLetters
 from flows.events.reader import EventReader
 from flows.join.read_ahead import ReadAhead
 from flows.join.seal import Sealed, opened, sealed
-from flows.join.segments import in_order, times
+from flows.join.segment import in_order, times
 from flows.join.watermarks import TEACHER, Source
 from flows.kafka.client import client_config
 from flows.kafka.consumer import PartitionConsumer

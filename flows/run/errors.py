@@ -25,7 +25,7 @@ SPEAKING = (
     ("flows.kafka.producer", "DeliveryError"),
     ("flows.run_lock", "InUse"),
     ("flows.events.schema_registry", "RegistryError"),
-    ("flows.join.segments", "SegmentError"),
+    ("flows.join.segment_folder", "SegmentError"),
     ("flows.join.written_examples", "ExamplesGone"),
     ("flows.join.written_examples", "ExamplesHidden"),
     ("flows.settings", "SettingsError"),
