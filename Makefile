@@ -12,6 +12,8 @@ PYTHONS := python3.11 python3.12 python3.10 python3
 TORCH ?= $(shell cat $(VENV)/torch-choice 2>/dev/null || echo locked)
 # Further options of the command behind a target, e.g. `make demo ARGS="--seed 7"`.
 ARGS ?=
+# Processes of tests, each with an Apache Kafka of its own.
+JOBS ?= 2
 # Folder of KuaiRand-Pure as published, for `replay` and `soak`.
 KUAIRAND ?=
 # Folder of a finished run, for `triton`.
@@ -37,7 +39,7 @@ demo: $(INSTALLED) jars ## Run the whole loop on a simulated ad market, about fo
 
 .PHONY: test
 test: lint jars ## Run every check and every test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 .PHONY: lint
 lint: $(INSTALLED) ## Check format, style and types

@@ -39,7 +39,7 @@ from tests.one_by_one import Label, outcomes, random_tasks
 Row = dict[str, Any]
 
 
-CASES = int(os.environ.get("EXFM_TEST_CASES", "40"))
+CASES = int(os.environ.get("EXFM_TEST_CASES", "16"))
 """Random logs for each property; thousands take `-o timeout=0`."""
 
 
