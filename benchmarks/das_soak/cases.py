@@ -11,7 +11,7 @@ from flows.report.checks import Check
 
 TESTS = "tests/test_shard.py"
 VARIABLE = "EXFM_TEST_CASES"
-OPTIONS = ("-q", "--timeout=0", "-p", "no:cacheprovider")
+OPTIONS = ("-q", "--timeout=0", "-p", "no:cacheprovider", "--numprocesses", "2")
 
 
 def random_logs(cases: int) -> Check:
