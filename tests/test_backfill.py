@@ -28,7 +28,7 @@ from flows.backfill.targets import MANIFEST, ParquetTarget, Target, TopicTarget,
 from flows.commands.backfill import other
 from flows.config_file import dump
 from flows.das import run
-from flows.join.recovery import JOIN_STEP, NEWEST, RecoveryUnreadable, StateFull, rows
+from flows.join.recovery import JOIN_STEP, SAVED, RecoveryUnreadable, StateFull, rows
 from flows.kafka.client import client_config
 from flows.learning.example_reader import ExampleReader, Place
 from flows.records import BEGIN_MS, END_MS, example_schema
@@ -333,7 +333,7 @@ def snapshots(folder: Path) -> int:
     epochs = [0]
     for path in (folder / "state" / "recovery").glob("*.sqlite3"):
         with suppress(RecoveryUnreadable):  # it ends meanwhile
-            epochs += [epoch for _, epoch, *_ in rows(path, NEWEST, JOIN_STEP)]
+            epochs += [epoch for _, epoch, *_ in rows(path, SAVED, JOIN_STEP)]
     return max(epochs)
 
 

@@ -174,7 +174,7 @@ def test_log_of_another_configuration_is_refused_and_the_right_one_begins_anew(
         BackfillRefused, match=rf"^topic '{topic}': ([\d,]+) of \1 events .*unknown_domain \d"
     ) as refused:
         filled(of_the_moon(settings), target)
-    assert (f"topic {name!r} holds marks by now" in str(refused.value)) == (to == "topic")
+    assert (f"topic {name!r} is written to by now" in str(refused.value)) == (to == "topic")
     assert list(tmp_path.iterdir()) == []
     found = filled(settings, TopicTarget(run, f"{name}-b") if to == "topic" else parquet)
     assert found.examples > 0

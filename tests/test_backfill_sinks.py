@@ -10,8 +10,9 @@ from bytewax.outputs import StatefulSinkPartition
 
 from flows.backfill.plan import Plan
 from flows.backfill.rows import ShardRows
-from flows.backfill.sinks import ExampleFiles, Saved
+from flows.backfill.sinks import ExampleFiles
 from flows.join.recovery import RecoveryUnreadable
+from flows.join.seal import Sealed
 from flows.kafka.sink import Outgoing
 from flows.records import BEGIN_MS, END_MS, ExampleHeader, encode, example_schema
 from flows.settings import Settings
@@ -45,7 +46,7 @@ def test_examples_that_come_again_are_taken_once(tiny_settings: Settings) -> Non
 def test_backfill_misses_a_file_that_it_has_written(
     tiny_settings: Settings, tmp_path: Path
 ) -> None:
-    def part(state: Saved | None) -> StatefulSinkPartition[Outgoing, Saved]:
+    def part(state: Sealed | None) -> StatefulSinkPartition[Outgoing, Sealed]:
         return ExampleFiles(tiny_settings, WHOLE, tmp_path).build_part("examples", "0", state)
 
     writer = part(None)

@@ -315,7 +315,7 @@ def test_events_that_stay_wrong_are_sent_once_at_each_replay(
 @pytest.mark.parametrize(
     ("replay_of", "known_by"),
     [
-        (b"i:1:5", ("i", 1, 5, None)),
+        (b"i:1:5", ("i", 1, 5, 0)),  # a row of what was rejected whole
         (b"i:1:5:3", ("i", 1, 5, 3)),
         (b"i:0:5", ("i", 1, 17, 0)),  # of another partition
         (b"l:1:5", ("i", 1, 17, 0)),

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import Message
 
-from flows.events.dead_letters import DeadLetters
+from flows.events.dead_letters import REPLAY_OF, DeadLetters
 from flows.events.reader import EventBatch, EventReader
 from flows.events.rules import impression_rules
 from flows.join.read_ahead import ReadAhead
@@ -26,6 +26,7 @@ from flows.kafka.producer import BatchProducer
 from flows.records import BEGIN_MS, END_HEADER, END_MS, impression_schema
 from flows.settings import Settings
 from monitoring.metrics import DEAD_LETTERS, REJECTED, SOURCE_EVENTS, SOURCE_LAG
+from tests import raw_producer
 
 pytestmark = pytest.mark.kafka
 
@@ -194,6 +195,29 @@ def test_late_row_of_an_arrow_message_is_set_aside_alone(
     headers = dict(letter.headers() or ())
     assert (headers["reason"], headers["index"]) == (b"late", b"2")
     assert pa.ipc.open_stream(letter.value()).read_all().to_pylist() == table[2:3].to_pylist()
+
+
+def test_headers_that_nobody_can_read_or_use_stop_nothing(
+    kafka_settings: Settings, producer: BatchProducer
+) -> None:
+    settings = kafka_settings
+    name = settings.topics.labels.name
+    for value in (b"no json", None):
+        raw_producer.produce(settings.kafka.bootstrap, name, 0, value, b"caf\xe9")
+    producer.send(name, b"[", partition=0, headers={REPLAY_OF: b"a" * 2**19})
+    producer.send(name, b"{", partition=0, headers={REPLAY_OF: f"{name}:0:0".encode()})
+    producer.send(name, None, partition=0, headers={END_HEADER: b""})
+    producer.flush()
+    letters = DeadLetters(producer, settings.topics.dead_letters.name)
+    reader = EventReader(settings, "labels", 0, None, letters)
+    assert [batch.ended for batch in batches(reader)][-1]
+    reader.flush()
+    reader.close()
+    found = {
+        message.value(): dict(message.headers() or ()).get("replay_of")
+        for message in dead_letters(settings, 4)
+    }
+    assert found == {b"no json": None, None: None, b"[": None, b"{": f"{name}:0:0".encode()}
 
 
 def test_reader_of_an_empty_partition_is_caught_up(kafka_settings: Settings) -> None:

@@ -509,11 +509,19 @@ def test_protobuf_file_may_import_others() -> None:
     assert (bad, table["device"].to_pylist()) == ({}, ["PC"])
 
 
+def unfinished(text: str) -> str:
+    """A file with an option of which the name lacks what every name has."""
+    file = FileDescriptorProto.FromString(base64.b64decode(text))
+    file.options.uninterpreted_option.add().name.add()
+    return base64.b64encode(file.SerializePartialToString()).decode()
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "no base64!",
         base64.b64encode(b"\xff\xff").decode(),
+        unfinished(protobuf(P_ID, P_TS, P_VALUE)),
         protobuf(P_ID, P_VALUE),
         protobuf(P_ID, {**P_TS, "type": 9}, P_VALUE),
         protobuf(P_ID, {**P_TS, "label": 3}, P_VALUE),

@@ -6,6 +6,7 @@ import json
 import pickle
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -34,7 +35,7 @@ from flows.join.inspection import (
     live_metrics,
 )
 from flows.join.read_ahead import ReadAhead
-from flows.join.recovery import RecoveryUnreadable, SavedShard, saved_shards, state_of
+from flows.join.recovery import JOIN_STEP, RecoveryUnreadable, SavedShard, saved_shards, state_of
 from flows.join.seal import sealed
 from flows.join.shard import Shard
 from flows.join.state import recovery_folder, shards_folder
@@ -43,6 +44,7 @@ from flows.kafka.producer import BatchProducer
 from flows.records import ADDRESS, BEGIN_MS, END_MS, impression_schema
 from flows.report.scrape import Sample, parse
 from flows.run_folder import RunFolder, write_json
+from flows.runner import create_recovery_store
 from flows.settings import Settings
 from monitoring import exporter
 from tests.processes import tethered
@@ -277,6 +279,36 @@ def test_only_plain_data_are_read_from_a_recovery_store(tmp_path: Path) -> None:
     ):
         with pytest.raises(RecoveryUnreadable, match=f"shard 0 is damaged: .*{why}"):
             state_of(tmp_path, "0", data)
+
+
+def test_snapshots_that_were_not_committed_do_not_count(tmp_path: Path) -> None:
+    recovery = tmp_path / "recovery"
+    create_recovery_store(recovery)
+    stores = [sqlite3.connect(path) for path in sorted(recovery.glob("*.sqlite3"))]
+    for epoch in (3, 4, 5):
+        data = pickle.dumps(sealed({"done_ms": epoch}))
+        row = (JOIN_STEP, "0.76", epoch, data)
+        stores[epoch % 2].execute(
+            "INSERT INTO snaps (step_id, state_key, snap_epoch, ser_change) VALUES (?, ?, ?, ?)",
+            row,
+        )
+    stores[1].execute("INSERT INTO exs (ex_num, worker_count, resume_epoch) VALUES (0, 2, 1)")
+    stores[1].execute("INSERT INTO exs (ex_num, worker_count, resume_epoch) VALUES (1, 2, 4)")
+    found = []
+    for store, worker in ((None, 0), (stores[0], 0), (stores[1], 1)):
+        if store is not None:
+            values = (1, worker, 5 + worker)
+            store.execute(
+                "INSERT INTO fronts (ex_num, worker_index, worker_frontier) VALUES (?, ?, ?)",
+                values,
+            )
+        for each in stores:
+            each.commit()
+        ((_, saved),) = saved_shards(recovery).items()
+        found.append(saved.state["done_ms"])
+    for each in stores:
+        each.close()
+    assert found == [3, 3, 4]  # both workers must have come as far
 
 
 def test_run_that_never_began_has_nothing(tiny_settings: Settings, tmp_path: Path) -> None:

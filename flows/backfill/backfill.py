@@ -32,7 +32,7 @@ from flows.runner import Placement, run_flow, stop_requested
 from flows.settings import Settings
 
 PLAN = "plan.json"
-BACKFILL_VERSION = 2
+BACKFILL_VERSION = 3
 """Of what is kept beside the state of the join."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -131,7 +131,7 @@ def refuse_strangers(target: Target, result: Result) -> None:
     for topic, counts in result.rejected_topics.items():
         (target.folder / PLAN).unlink()
         raise BackfillRefused(
-            f"topic {topic!r}: {told(counts)} were set aside, so nothing was made: this "
+            f"topic {topic!r}: {told(counts)} were set aside, so nothing can be made: this "
             "configuration is not that of the topic; name the right one by --config, or begin "
             f"behind these events by --start{target.spent}"
         )

@@ -21,6 +21,7 @@ from bytewax.inputs import StatefulSourcePartition
 from flows.backfill.course import Course, Range
 from flows.backfill.plan import BackfillRefused, Span
 from flows.backfill.set_aside import Judged
+from flows.join.seal import Sealed, sealed
 from flows.join.segment import times
 from flows.join.sources import InputPartition, Item
 from flows.join.watermarks import Source
@@ -54,7 +55,7 @@ class Part:
     """What became of its events; None: it has predictions."""
 
 
-class BoundedPartition(StatefulSourcePartition[Item, State]):
+class BoundedPartition(StatefulSourcePartition[Item, Sealed]):
     """A partition of the join's inputs that ends with its span."""
 
     def __init__(self, part: Part, course: Course, saved: Saved, inner: Inner | None) -> None:
@@ -99,12 +100,12 @@ class BoundedPartition(StatefulSourcePartition[Item, State]):
             return datetime.now(timezone.utc) + PAUSE
         return None if self._done or self._inner is None else self._inner.next_awake()
 
-    def snapshot(self) -> State:
-        """Where to go on."""
+    def snapshot(self) -> Sealed:
+        """Where to go on, a `State`."""
         inner = None if self._inner is None else self._inner.snapshot()
         marks = [(*source, ms) for source, ms in self._marks.items()]
         counts = {} if self._judged is None else self._judged.counts
-        return inner, marks, self._open, counts, self._done
+        return sealed((inner, marks, self._open, counts, self._done))
 
     def close(self) -> None:
         """Leave the topic."""

@@ -17,6 +17,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from flows.backfill.plan import Plan
 from flows.backfill.rows import ShardRows
 from flows.join.recovery import WAY_OUT, RecoveryUnreadable
+from flows.join.seal import Sealed, opened, sealed
 from flows.kafka.client import producer_config
 from flows.kafka.producer import WHOLE_BATCHES, BatchProducer
 from flows.kafka.sink import Outgoing
@@ -29,7 +30,7 @@ Saved = dict[int, dict[str, Any]]
 """State of each shard."""
 
 
-class BackfillSink(FixedPartitionedSink[Outgoing, Saved]):
+class BackfillSink(FixedPartitionedSink[Outgoing, Sealed]):
     """Takes `(str(partition), (shard, message, rows))` of the join."""
 
     def __init__(self, settings: Settings, plan: Plan) -> None:
@@ -48,10 +49,11 @@ class BackfillSink(FixedPartitionedSink[Outgoing, Saved]):
         return self._rank[item_key]
 
     def build_part(
-        self, step_id: str, for_part: str, resume_state: Saved | None
-    ) -> StatefulSinkPartition[Outgoing, Saved]:
+        self, step_id: str, for_part: str, resume_state: Sealed | None
+    ) -> StatefulSinkPartition[Outgoing, Sealed]:
         """Writer of one partition."""
-        saved, topic = resume_state or {}, self._settings.topics.examples
+        saved: Saved = {} if resume_state is None else opened(resume_state)
+        topic = self._settings.topics.examples
         mine = range(int(for_part), self._settings.das.shards, topic.partitions)
         shards = {s: ShardRows(self._settings, self._plan, saved.get(s)) for s in mine}
         self.shards.update(shards)
@@ -60,7 +62,7 @@ class BackfillSink(FixedPartitionedSink[Outgoing, Saved]):
     @abstractmethod
     def _writer(
         self, partition: int, shards: dict[int, ShardRows], saved: Saved
-    ) -> StatefulSinkPartition[Outgoing, Saved]: ...
+    ) -> StatefulSinkPartition[Outgoing, Sealed]: ...
 
 
 class ExampleTopic(BackfillSink):
@@ -81,7 +83,7 @@ class ExampleTopic(BackfillSink):
 
     def _writer(
         self, partition: int, shards: dict[int, ShardRows], saved: Saved
-    ) -> StatefulSinkPartition[Outgoing, Saved]:
+    ) -> StatefulSinkPartition[Outgoing, Sealed]:
         producer = BatchProducer(producer_config(self._settings.kafka), WHOLE_BATCHES)
         return _TopicWriter(producer, self._settings.topics.examples.name, partition, shards)
 
@@ -95,7 +97,7 @@ class ExampleFiles(BackfillSink):
 
     def _writer(
         self, partition: int, shards: dict[int, ShardRows], saved: Saved
-    ) -> StatefulSinkPartition[Outgoing, Saved]:
+    ) -> StatefulSinkPartition[Outgoing, Sealed]:
         self._folder.mkdir(parents=True, exist_ok=True)
         schema = example_schema(self._settings)
         known = {shard: list(saved[shard]["files"]) for shard in saved}
@@ -109,7 +111,7 @@ class ExampleFiles(BackfillSink):
         return _FileWriter(self._folder, schema, shards, known)
 
 
-class _TopicWriter(StatefulSinkPartition[Outgoing, Saved]):
+class _TopicWriter(StatefulSinkPartition[Outgoing, Sealed]):
     def __init__(
         self, producer: BatchProducer, topic: str, partition: int, shards: dict[int, ShardRows]
     ) -> None:
@@ -126,15 +128,15 @@ class _TopicWriter(StatefulSinkPartition[Outgoing, Saved]):
                 self._topic, message, partition=self._partition, key=key, rows=rows.num_rows
             )
 
-    def snapshot(self) -> Saved:
+    def snapshot(self) -> Sealed:
         self._producer.flush()
-        return {shard: rows.save() for shard, rows in self._shards.items()}
+        return sealed({shard: rows.save() for shard, rows in self._shards.items()})
 
     def close(self) -> None:
         self._producer.flush()
 
 
-class _FileWriter(StatefulSinkPartition[Outgoing, Saved]):
+class _FileWriter(StatefulSinkPartition[Outgoing, Sealed]):
     def __init__(
         self,
         folder: Path,
@@ -155,10 +157,11 @@ class _FileWriter(StatefulSinkPartition[Outgoing, Saved]):
             if sum(table.num_rows for table in self._waiting[shard]) >= STAGED_ROWS:
                 self._write(shard)
 
-    def snapshot(self) -> Saved:
+    def snapshot(self) -> Sealed:
         for shard in self._shards:
             self._write(shard)
-        return {s: {**r.save(), "files": list(self._files[s])} for s, r in self._shards.items()}
+        states = {s: {**r.save(), "files": list(self._files[s])} for s, r in self._shards.items()}
+        return sealed(states)
 
     def close(self) -> None:
         """Nothing: the last snapshot holds everything."""

@@ -13,7 +13,7 @@ from flows.backfill.plan import INPUTS, Kind, Plan, topic_of
 from flows.backfill.set_aside import Judged
 from flows.events.reader import EventReader
 from flows.join.read_ahead import ReadAhead
-from flows.join.seal import opened
+from flows.join.seal import Sealed, opened
 from flows.join.sources import EventPartition, Item, PredictionPartition
 from flows.join.watermarks import TEACHER, Source
 from flows.kafka.client import client_config
@@ -23,7 +23,7 @@ from flows.records import BEGIN_MS
 from flows.settings import EventTopic, Settings
 
 
-class BoundedSource(FixedPartitionedSource[Item, State]):
+class BoundedSource(FixedPartitionedSource[Item, Sealed]):
     """All partitions of one input."""
 
     def __init__(
@@ -38,12 +38,15 @@ class BoundedSource(FixedPartitionedSource[Item, State]):
         return [str(p) for p in range(len(self._plan.spans[self._kind]))]
 
     def build_part(
-        self, step_id: str, for_part: str, resume_state: State | None
+        self, step_id: str, for_part: str, resume_state: Sealed | None
     ) -> BoundedPartition:
         """One partition, from the start of its span or from a snapshot."""
         partition = int(for_part)
         span = self._plan.spans[self._kind][partition]
-        saved, marks, left_open, counts, done = resume_state or (None, [], 0, {}, False)
+        state: State = (None, [], 0, {}, False)
+        if resume_state is not None:
+            state = opened(resume_state)
+        saved, marks, left_open, counts, done = state
         known: dict[Source, int] = dict.fromkeys(self._sources(partition), BEGIN_MS)
         known |= {(kind, p): ms for kind, p, ms in marks}
         part = Part(

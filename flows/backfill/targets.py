@@ -91,7 +91,7 @@ class TopicTarget(Target):
             raise SettingsError(f"{self.named}: {error.errors()[0]['msg']}") from error
         self.folder = run.root / "backfills" / name
         self.anew = f"remove {self.folder}, and begin again with another topic"
-        self.spent = f"; topic {name!r} holds marks by now, so name another topic, too"
+        self.spent = f"; topic {name!r} is written to by now, so name another topic, too"
 
     def settings(self, settings: Settings) -> Settings:
         """With another topic of examples."""

@@ -8,6 +8,8 @@ from flows.kafka.producer import BatchProducer
 MAX_LETTER_BYTES = MAX_MESSAGE_BYTES // 2
 MAX_KEY_BYTES = MAX_MESSAGE_BYTES // 4
 """More is cut off: a letter that no topic takes would stop the flow for ever."""
+MAX_PLACE_BYTES = 300
+"""A longer REPLAY_OF names no place: the name of a topic has 249 characters at most."""
 REPLAY_OF = "exfm-replay-of"
 """Header of an event that was sent again: its first place, `topic:partition:offset[:index]`."""
 SIZE, KEY_SIZE = "size", "key_size"
@@ -44,7 +46,7 @@ class DeadLetters:
             reason: why, one of few names.
             index: the row, if the rest of the message was good.
             key: of the message that held it; cut likewise (KEY_SIZE).
-            replay_of: its header REPLAY_OF, if it was sent again.
+            replay_of: its header REPLAY_OF, if it was sent again; left out if it is no place.
         """
         headers = {
             "reason": reason.encode(),
@@ -54,7 +56,7 @@ class DeadLetters:
         }
         if index is not None:
             headers["index"] = b"%d" % index
-        if replay_of is not None:
+        if replay_of is not None and len(replay_of) <= MAX_PLACE_BYTES:
             headers["replay_of"] = replay_of
         if rejected is not None and len(rejected) > MAX_LETTER_BYTES:
             headers[SIZE] = b"%d" % len(rejected)

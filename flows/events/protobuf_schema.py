@@ -21,7 +21,7 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorProto,
 )
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 
 from flows.events.schema_resolution import SchemaMismatch
 
@@ -136,7 +136,7 @@ def message_of(files: Sequence[FileDescriptorProto], full_name: str) -> Descript
             pool.AddSerializedFile(linked.SerializeToString())
             names.append(file.name)
         return pool.FindMessageTypeByName(full_name)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, EncodeError) as error:
         raise SchemaMismatch(f"no usable Protobuf descriptor: {error}") from error
 
 

@@ -21,6 +21,7 @@ from flows.events.lateness import Lateness
 from flows.events.rules import EventRules, impression_rules, label_rules
 from flows.kafka.client import client_config
 from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.headers import headers_of
 from flows.kafka.lost_offsets import LostOffsets
 from flows.records import BEGIN_MS, END_HEADER, END_MS
 from flows.settings import EventTopic, Settings
@@ -213,7 +214,7 @@ def newest_ms(messages: Sequence[Message], ahead_ms: int) -> Times:
 
 def first_place(message: Message) -> bytes | None:
     """Where an event that was sent again stood first; None for any other."""
-    found = dict(message.headers() or ()).get(REPLAY_OF)
+    found = headers_of(message).get(REPLAY_OF)
     return found if isinstance(found, bytes) else None
 
 
@@ -228,4 +229,4 @@ def is_end(message: Message) -> bool:
     """Whether a message is the end mark of a finite log."""
     if message.value() is not None:
         return False
-    return END_HEADER in dict(message.headers() or ())
+    return END_HEADER in headers_of(message)

@@ -21,10 +21,9 @@ from flows.panics import Disbanded
 from flows.run_folder import unwritable
 
 JOIN_STEP = "das.join"
-NEWEST = (
-    "SELECT state_key, max(snap_epoch), created_at, ser_change FROM snaps "
-    "WHERE step_id = ? GROUP BY state_key"
-)
+SAVED = "SELECT state_key, snap_epoch, created_at, ser_change FROM snaps WHERE step_id = ?"
+STARTS = "SELECT ex_num, worker_count, resume_epoch FROM exs"
+FRONTIERS = "SELECT worker_index, worker_frontier FROM fronts WHERE ex_num = ?"
 ALL = "SELECT step_id, state_key, ser_change FROM snaps WHERE ser_change IS NOT NULL"
 SAID = re.compile(r'Some\("(.*?)"\)')
 """What SQLite says, in what Bytewax prints of it."""
@@ -113,22 +112,38 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def saved_shards(recovery: Path) -> dict[int, SavedShard]:
-    """Shards by number; none if nothing was saved yet.
+    """Shards by number, as the next start takes them up; none if nothing was saved yet.
 
     Raises:
         RecoveryUnreadable: a file is damaged or of another kind.
     """
+    saved = [(*row, path) for path in files(recovery) for row in rows(path, SAVED, JOIN_STEP)]
+    before = resume_epoch(recovery)  # asked last: a join may go on meanwhile
     newest: dict[str, tuple[int, str, bytes | None, Path]] = {}
-    for path in files(recovery):
-        for key, epoch, saved_at, data in rows(path, NEWEST, JOIN_STEP):
-            if key not in newest or epoch > newest[key][0]:
-                newest[key] = (epoch, saved_at, data, path)
+    for key, epoch, *rest in saved:
+        if epoch < before and (key not in newest or epoch > newest[key][0]):
+            newest[key] = (epoch, *rest)
     found = {}
     for key, (_, saved_at, data, path) in newest.items():
         if data is not None:
             state = state_of(path, key, data)
             found[shard_of_key(key)] = SavedShard(saved_at=saved_at, state=state)
     return dict(sorted(found.items()))
+
+
+def resume_epoch(recovery: Path) -> int:
+    """First epoch that the next start repeats: snapshots of it and later ones do not count.
+
+    Raises:
+        RecoveryUnreadable: a file is damaged or of another kind.
+    """
+    paths = files(recovery)
+    starts = [start for path in paths for start in rows(path, STARTS)]
+    if not starts:
+        return 0
+    number, workers, epoch = max(starts)
+    reached: dict[int, int] = dict(row for path in paths for row in rows(path, FRONTIERS, number))
+    return min(reached.values()) if len(reached) == workers else int(epoch)
 
 
 def insist_on_snapshots(recovery: Path) -> None:
@@ -165,7 +180,7 @@ def files(recovery: Path) -> list[Path]:
     return sorted(recovery.glob("*.sqlite3"))
 
 
-def rows(path: Path, query: str, *values: str) -> list[tuple[Any, ...]]:
+def rows(path: Path, query: str, *values: object) -> list[tuple[Any, ...]]:
     """What a query finds in a part of the store.
 
     Raises:

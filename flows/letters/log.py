@@ -20,6 +20,7 @@ from confluent_kafka.admin import OffsetSpec
 from flows.events.dead_letters import KEY_SIZE, SIZE
 from flows.kafka.client import WAIT_S, BrokerUnreachable, admin_client, client_config, cluster
 from flows.kafka.consumer import PartitionConsumer
+from flows.kafka.headers import headers_of
 from flows.settings import Settings
 
 MESSAGES = 1000
@@ -128,7 +129,7 @@ def messages_between(
 
 def origin(message: Message) -> Origin:
     """Topic, partition, offset and index where a letter's event stood first, and the reason."""
-    headers: dict[str, Any] = dict(message.headers() or ())
+    headers = headers_of(message)
     try:
         topic, reason = headers["topic"].decode(), headers["reason"].decode()
         partition, offset = int(headers["partition"]), int(headers["offset"])
@@ -142,13 +143,14 @@ def origin(message: Message) -> Origin:
         return topic, partition, offset, index, reason
     if int(first["offset"]) >= offset:  # nobody of ours wrote that
         return topic, partition, offset, index, reason
-    index = None if first["index"] is None else int(first["index"])
+    if first["index"] is not None:
+        index = int(first["index"])  # else the rows of a whole message are told apart by now
     return topic, partition, int(first["offset"]), index, reason
 
 
 def is_cut(message: Message) -> bool:
     """Whether a letter says that its event, or the key of that, was larger."""
-    return not {SIZE, KEY_SIZE}.isdisjoint(dict(message.headers() or ()))
+    return not {SIZE, KEY_SIZE}.isdisjoint(headers_of(message))
 
 
 def place(topic: object, partition: object, offset: object, index: object) -> str:

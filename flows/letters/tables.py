@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import polars as pl
 from confluent_kafka import Message
 from rich.table import Table
 
 from flows.events.dead_letters import SIZE
+from flows.kafka.headers import headers_of
 from flows.letters.log import IDENTITY, is_cut, origin, place
 from flows.wording import moment
 
@@ -72,8 +71,7 @@ def letter_text(message: Message) -> str:
     ]
     if message.key() is not None:
         lines.append(f"  key        {shortened(message.key() or b'')}")
-    headers: dict[str, Any] = dict(message.headers() or ())
-    for name, value in headers.items():
+    for name, value in headers_of(message).items():
         lines.append(f"  {name:<10} {readable(value or b'')}")
     if is_cut(message):
         lines.append("  cut: these are the first bytes of an event, or a key, of that size")
@@ -82,7 +80,7 @@ def letter_text(message: Message) -> str:
 
 def cut_short(message: Message) -> str | None:
     """What is missing of a letter that holds only the first bytes of its event; None if nothing."""
-    size = dict(message.headers() or ()).get(SIZE)
+    size = headers_of(message).get(SIZE)
     if size is None:
         return None
     whole = size.decode(errors="replace") if isinstance(size, bytes) else "-"
