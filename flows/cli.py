@@ -181,6 +181,8 @@ def simulate(
 ) -> None:
     """Write the simulated market to the Kafka of the configuration, or of a run that is up.
 
+    At its end, or when it is stopped, the log has ended: nothing written later is read.
+
     Example: `exfm simulate --run market --seconds 600`
     """
     from flows.config_file import seeded
@@ -189,7 +191,10 @@ def simulate(
     folder = folder_of(run or "default")
     settings = seeded(reachable_settings(config, folder), seed)
     events = feed.market(settings, seconds)
-    feed.write_events(settings, folder, events, parsed_speed(speed))
+    written = feed.write_events(settings, folder, events, parsed_speed(speed))
+    console().print(
+        f"{written.impressions:,} impressions and {written.labels:,} labels; the log has ended"
+    )
 
 
 @app.command()

@@ -108,7 +108,8 @@ def frame(tables: Iterator[pa.Table]) -> pl.DataFrame:
 def test_nothing_is_written_behind_the_end_of_a_log(kafka: str, tmp_path: Path) -> None:
     settings, folder = settings_of(kafka, Noise()), RunFolder(tmp_path)
     part = sliced(*Market(settings).slice(START_MS, START_MS + 500), 500)
-    feed.write_events(settings, folder, part, None)
+    done = feed.write_events(settings, folder, part, None)
+    assert done.impressions > 0
     before, written = ends(settings), (tmp_path / "written.json").read_text()
     assert min(before) > 0
     with pytest.raises(ReplayRefused, match=r"^topic 'impressions_.*' partition 0: .* has ended"):

@@ -69,8 +69,10 @@ def dataset(name: str, settings: Settings, data: Path, speed: float | None) -> I
 
 def write_events(
     settings: Settings, folder: RunFolder, events: Iterator[Slice], speed: float | None
-) -> None:
+) -> Progress:
     """Write events until they end or a signal asks to stop, with progress on a terminal.
+
+    Either way the log has ended then.
 
     Args:
         settings: topics, `noise`.
@@ -108,6 +110,7 @@ def write_events(
             should_stop=stop_requested,
         )
         record(folder, written)
+    return written
 
 
 def record(folder: RunFolder, progress: Progress) -> None:
