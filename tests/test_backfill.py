@@ -308,16 +308,7 @@ def test_backfill_goes_on_after_kills_and_stops(written: Written, tmp_path: Path
     target = TopicTarget(folder, name) if to == "topic" else ParquetTarget(out)
     output = ["--parquet", str(out)] if to == "parquet" else ["--topic", name]
     command = [sys.executable, "-m", "flows.cli", "backfill", "--run", str(folder.root), *output]
-    for stop, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
-        before = snapshots(target.folder)
-        process = subprocess.Popen(tethered(command), stdout=subprocess.DEVNULL)
-        try:
-            eventually(lambda before=before: snapshots(target.folder) > before)  # type: ignore[misc]
-            process.send_signal(stop)
-            assert process.wait(60) == code
-        finally:
-            process.kill()
-            process.wait()
+    kill_and_stop(command, target.folder)
     assert not out.exists()
     filled(written.settings, target)
     wanted = rows_of(written.examples)
@@ -326,6 +317,20 @@ def test_backfill_goes_on_after_kills_and_stops(written: Written, tmp_path: Path
         assert (out / MANIFEST).exists()
     else:
         assert same(rows_of(examples(with_topic(settings, name))), wanted)
+
+
+def kill_and_stop(command: list[str], folder: Path) -> None:
+    """Start a backfill twice; each time end it behind a snapshot, by SIGKILL, then by SIGTERM."""
+    for stop, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
+        before = snapshots(folder)
+        process = subprocess.Popen(tethered(command), stdout=subprocess.DEVNULL)
+        try:
+            eventually(lambda before=before: snapshots(folder) > before)  # type: ignore[misc]
+            process.send_signal(stop)
+            assert process.wait(60) == code
+        finally:
+            process.kill()
+            process.wait()
 
 
 def snapshots(folder: Path) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
-import subprocess
 import sys
 import uuid
 from collections import Counter
@@ -21,10 +19,9 @@ from flows.backfill.targets import MANIFEST, ParquetTarget, TopicTarget
 from flows.config_file import dump
 from flows.run_folder import RunFolder
 from flows.settings import Settings
-from tests.processes import tethered
-from tests.test_backfill import EVERYTHING, begun, filled, snapshots
+from tests.test_backfill import EVERYTHING, begun, filled, kill_and_stop
 from tests.test_cli import exfm
-from tests.test_das import NUM_STAGES, START_MS, Log, eventually
+from tests.test_das import NUM_STAGES, START_MS, Log
 from tests.test_das_bad_events import BadLog
 
 
@@ -114,16 +111,7 @@ def test_manifest_is_the_same_after_kills_and_stops(
     out = tmp_path / "examples"
     target = ParquetTarget(out)
     command = [sys.executable, "-m", "flows.cli", "backfill", f"--run={folder.root}"]
-    for stop, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
-        before = snapshots(target.folder)
-        process = subprocess.Popen(tethered([*command, f"--parquet={out}"]))
-        try:
-            eventually(lambda before=before: snapshots(target.folder) > before)  # type: ignore[misc]
-            process.send_signal(stop)
-            assert process.wait(60) == code
-        finally:
-            process.kill()
-            process.wait()
+    kill_and_stop([*command, f"--parquet={out}"], target.folder)
     assert not out.exists()
     filled(bad[0], target)
     filled(bad[0], ParquetTarget(tmp_path / "at-once"))

@@ -8,18 +8,9 @@ import pytest
 
 from flows.learning.gaps import WAIT_S, ExamplesMissing, Gap, GapWatch
 from monitoring.metrics import TRAIN_GAPS
+from tests.hand_clock import Clock
 
 GAP = Gap(shard=1, expected=10, found=15, partition=0, offset=7)
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        """Seconds."""
-        return self.now_s
 
 
 @pytest.fixture
@@ -67,5 +58,8 @@ def test_gap_that_is_being_filled_is_waited_for(clock: Clock) -> None:
         clock.now_s += WAIT_S - 1
     watch.look({})
     watch.look({GAP: True})
-    clock.now_s += 2
+    clock.now_s += WAIT_S - 1
     watch.look({GAP: True})
+    clock.now_s += 1
+    with pytest.raises(ExamplesMissing):  # it stood still for as long
+        watch.look({GAP: True})

@@ -30,20 +30,11 @@ from flows.runner import Placement
 from flows.settings import Gate, Settings, SettingsError
 from models import checkpoint
 from onnx_export.store import SnapshotConflict, SnapshotStore
+from tests.hand_clock import Clock
 
 MODEL = "search_early"
 START_MS = 1_000_000
 WINDOW_MS = 10_000
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        """Seconds."""
-        return self.now_s
 
 
 @pytest.fixture(name="settings")
@@ -54,7 +45,7 @@ def give_settings(tiny_settings: Settings) -> Settings:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(0.0)
 
 
 def live(settings: Settings) -> Settings:

@@ -5,20 +5,10 @@ from __future__ import annotations
 import pytest
 
 from flows.learning.quiet import QuietStream
+from tests.hand_clock import Clock
 
 EVERY_MS = 60_000
 BUCKET_MS = 5_000
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        """Seconds."""
-        return self.now_s
 
 
 @pytest.fixture

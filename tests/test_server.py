@@ -264,6 +264,7 @@ def test_rollback_is_followed(site: Site, client: httpx.Client) -> None:
     for version in (2000, 1000):
         served = f"{site.url}/v2/models/ads/versions/{version}/ready"
         wait_until(lambda url=served: client.get(url).status_code == 200)  # type: ignore[misc]
+        assert client.get(f"{site.url}/v2/models/ads").json()["versions"] == [str(version)]
         if version == 2000:
             site.store.rollback("ads")
 

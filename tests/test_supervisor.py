@@ -77,6 +77,8 @@ def test_killed_process_is_restarted_as_another(tmp_path: Path) -> None:
         (before,) = supervisor.pids("job")
         supervisor.kill("job")
         until(supervisor, lambda: supervisor.pids("job") not in ([], [before]))
+        assert supervisor.states()["job"] == ("running", 1)
+        assert not psutil.pid_exists(before)
 
 
 def test_group_restarts_as_a_whole(tmp_path: Path) -> None:
