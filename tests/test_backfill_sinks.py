@@ -12,7 +12,7 @@ from flows.backfill.plan import Plan
 from flows.backfill.rows import ShardRows
 from flows.backfill.sinks import ExampleFiles
 from flows.join.recovery import RecoveryUnreadable
-from flows.join.seal import Sealed
+from flows.join.seal import SealBroken, Sealed
 from flows.kafka.sink import Outgoing
 from flows.records import BEGIN_MS, END_MS, ExampleHeader, encode, example_schema
 from flows.settings import Settings
@@ -53,6 +53,8 @@ def test_backfill_misses_a_file_that_it_has_written(
     writer.write_batch([(b"0", message(tiny_settings, 0, 3), 3)])
     saved = writer.snapshot()
     part(saved)
+    with pytest.raises(SealBroken, match="its xxh64 is"):
+        part({**saved, "state": saved["state"][:-2] + b"\0."})
     part(None)  # removes what it does not know
     with pytest.raises(RecoveryUnreadable, match=r"0-0+\.arrow is gone"):
         part(saved)
